@@ -1,0 +1,27 @@
+"""Craton: one Python codebase for the whole life of a foundation model.
+
+    import craton
+    model = craton.load("smollm2-135m-instruct")
+    print(model.chat([{"role": "user", "content": "What is gravity?"}]).text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from craton.errors import CratonError
+
+if TYPE_CHECKING:
+    from craton.inference.model import Model, load
+
+__version__ = "0.1.0"
+__all__ = ["CratonError", "Model", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    # `import craton` and `craton --help` must not pay for torch: what needs it is imported on first use.
+    if name in ("load", "Model"):
+        from craton.inference import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'craton' has no attribute {name!r}")

@@ -1,0 +1,206 @@
+"""Opening a published checkpoint: which family it is, whether its tensors are all there, and the model made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craton.checkpoints.families import family_of
+from craton.checkpoints.families.family import Family, Keys
+from craton.checkpoints.gguf_model import open_gguf_model
+from craton.checkpoints.names import Entry
+from craton.checkpoints.pooling import read_pooling
+from craton.checkpoints.safetensors import TensorFolder, open_weights
+from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor, Weight, WeightSource
+from craton.errors import CheckpointError, FileFormatError
+from craton.modalities.text import Tokenizer, tokenizer_from_gguf
+from craton.models import AnyModel, EncoderConfig, ModelConfig, build
+from craton.trunk import replace_linears
+
+SHOWN = 5  # names listed in an error before "and N more"
+
+
+class SafetensorsSource:
+    """The weights of a safetensors file or folder."""
+
+    def __init__(self, folder: TensorFolder) -> None:
+        self._folder = folder
+        self.shapes = {name: info.shape for name, info in folder.tensors.items()}
+
+    def weight(self, name: str) -> Weight:
+        """The named tensor, mapped from the file."""
+        return self._folder.tensor(name)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint, opened and understood but not loaded.
+
+    hf: its config.json (made from the metadata for GGUF). config: the same in our terms. metadata: GGUF's, or empty.
+    """
+
+    path: Path
+    hf: Mapping[str, Any]
+    family: Family
+    config: ModelConfig
+    source: WeightSource
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Open a folder in Hugging Face layout, a .safetensors file with its config.json beside it, or a .gguf file.
+
+        Raises FileFormatError for files that are damaged or refused, CheckpointError for an unknown architecture.
+        """
+        path = Path(path)
+        metadata: Mapping[str, Any] = {}
+        if path.suffix == ".gguf":
+            hf, source, metadata = open_gguf_model(path)
+            where = str(path)
+        else:
+            folder = path if path.is_dir() else path.parent
+            hf, source = read_json(folder / "config.json"), SafetensorsSource(open_weights(path))
+            where = str(folder / "config.json")
+        family = family_of(hf, where)
+        config = family.read_config(Keys(hf, where, frozenset(source.shapes)))
+        if isinstance(config, EncoderConfig) and path.suffix != ".gguf":
+            pooling = read_pooling(path if path.is_dir() else path.parent)
+            config = config.model_copy(update=pooling)
+        return cls(path, hf, family, config, source, metadata)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that travel with the weights lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's own tokeniser and chat template."""
+        if self.path.suffix == ".gguf":
+            return tokenizer_from_gguf(dict(self.metadata))
+        return Tokenizer.from_folder(self.folder)
+
+    def load(self, dtype: torch.dtype, *, packed: bool = False) -> AnyModel:
+        """The model with its weights in `dtype`; with `packed`, block-quantised matrices stay as the file holds them.
+
+        Raises CheckpointError naming missing, surplus or misshapen tensors, and tensors that hold NaN or infinity.
+        """
+        with torch.device("meta"):
+            model = build(self.config)
+        entries = self.family.entries(self.config)
+        prefix = self._prefix(entries)
+        self._check_names(entries, prefix)
+        expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        quantized: dict[str, QuantizedTensor] = {}
+        state: dict[str, Tensor] = {}
+        for entry in entries:
+            weights = self._converted(entry, prefix, packed)
+            for name, weight in zip(entry.ours, weights, strict=True):
+                if tuple(weight.shape) != expected[name]:
+                    raise CheckpointError(
+                        f"tensor {prefix + entry.theirs[0]!r} has shape {list(weight.shape)}, "
+                        f"the config asks for {list(expected[name])}",
+                        where=str(self.path),
+                    )
+                if isinstance(weight, QuantizedTensor):
+                    quantized[name] = weight
+                else:
+                    state[name] = weight.to(dtype)
+        if getattr(self.config, "tied", False) and "head.weight" not in quantized | state:
+            source: dict[str, Any] = quantized if "embedding.weight" in quantized else state
+            source["head.weight"] = source["embedding.weight"]
+        _place_quantized(model, quantized, state, dtype)
+        model.load_state_dict(state, assign=True)
+        if getattr(self.config, "tied", False) and not quantized.get("head.weight"):
+            model.head.weight = model.embedding.weight  # type: ignore[union-attr]
+        return model.requires_grad_(False).eval()
+
+    def _prefix(self, entries: list[Entry]) -> str:
+        # Files of one family come with and without their base model's name before every tensor.
+        names = [name for entry in entries for name in entry.theirs]
+        candidates = ("", *self.family.prefixes)
+        return max(candidates, key=lambda prefix: sum(prefix + name in self.source.shapes for name in names))
+
+    def _check_names(self, entries: list[Entry], prefix: str) -> None:
+        wanted = {prefix + name for entry in entries for name in entry.theirs}
+        missing = sorted(wanted - set(self.source.shapes))
+        if missing:
+            raise CheckpointError(
+                f"{len(missing)} tensors are missing: {_some(missing)}",
+                where=str(self.path),
+                remedy="the download is incomplete, or config.json belongs to another model",
+            )
+        surplus = sorted(n for n in set(self.source.shapes) - wanted if not self._ignorable(n.removeprefix(prefix)))
+        if surplus:
+            raise CheckpointError(
+                f"{len(surplus)} tensors have no place in {self.hf['architectures'][0]}: {_some(surplus)}",
+                where=str(self.path),
+                remedy="config.json belongs to another model, or the checkpoint has a part that is not known here",
+            )
+
+    def _ignorable(self, name: str) -> bool:
+        tied_head = getattr(self.config, "tied", False) and name == "lm_head.weight"
+        return tied_head or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
+
+    def _converted(self, entry: Entry, prefix: str, packed: bool) -> list[Weight]:
+        weights = []
+        for name in entry.theirs:
+            weight = self.source.weight(prefix + name)
+            if isinstance(weight, QuantizedTensor) and not (packed and entry.by_rows and len(weight.shape) == 2):
+                weight = weight.dequantize()
+            _refuse_non_finite(weight, prefix + name, self.path)
+            weights.append(weight)
+        return list(entry.load(weights))  # type: ignore[arg-type]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"there is no {path.name}", where=str(path.parent), remedy="point at a folder in Hugging Face layout"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path.name} is not valid JSON: {error}", where=str(path)) from None
+    except OSError as error:
+        raise FileFormatError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path.name} must hold a JSON object", where=str(path))
+    return value
+
+
+def _place_quantized(
+    model: nn.Module, quantized: dict[str, QuantizedTensor], state: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    # A module whose weight stays quantised is replaced by one that holds it; its bias moves along.
+    def make(name: str, module: nn.Module) -> nn.Module:
+        weight = quantized[f"{name}.weight"]
+        if isinstance(module, nn.Embedding):
+            return QuantizedEmbedding(weight, dtype)
+        return QuantizedLinear(weight, state.get(f"{name}.bias"))
+
+    replace_linears(model, lambda name, _: f"{name}.weight" in quantized, make)
+
+
+def _refuse_non_finite(weight: Weight, name: str, path: Path) -> None:
+    # For block-quantised rows the scales decide; they are checked when the rows are unpacked.
+    if isinstance(weight, QuantizedTensor):
+        return
+    if weight.is_floating_point() and weight.numel() and not torch.stack(weight.float().aminmax()).isfinite().all():
+        raise CheckpointError(
+            f"tensor {name!r} holds NaN or infinite values",
+            where=str(path),
+            remedy="the checkpoint is damaged or its training diverged; fetch it again",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,36 @@
+"""One small file per family: its `config.json` and its tensor names, mapped both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from craton.checkpoints.families import bert, llama
+from craton.checkpoints.families.family import Family
+from craton.errors import CheckpointError, did_you_mean
+
+FAMILIES: tuple[Family, ...] = (llama.LLAMA, bert.BERT)
+
+BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}
+
+__all__ = ["BY_ARCHITECTURE", "FAMILIES", "Family", "family_of"]
+
+
+def family_of(hf: Mapping[str, Any], where: str) -> Family:
+    """The family that a `config.json` names; `architectures` decides, so that a head is never dropped unnoticed."""
+    architectures = hf.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError(
+            "the config does not say which architecture this is",
+            where=f"{where}: key 'architectures' is {architectures!r}",
+            remedy='add "architectures": [NAME] with one of: ' + ", ".join(sorted(BY_ARCHITECTURE)),
+        )
+    name = architectures[0]
+    if name not in BY_ARCHITECTURE:
+        near = did_you_mean(name, BY_ARCHITECTURE)
+        raise CheckpointError(
+            f"unknown architecture {name!r}" + (f", did you mean {near}?" if near else ""),
+            where=f"{where}: key 'architectures'",
+            remedy="known architectures: " + ", ".join(sorted(BY_ARCHITECTURE)),
+        )
+    return BY_ARCHITECTURE[name]

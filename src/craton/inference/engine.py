@@ -1,0 +1,231 @@
+"""The one engine: requests in, token streams out. A step is: schedule, run, settle."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from craton.errors import ContextOverflow, UsageError
+from craton.inference.output import TextOutput
+from craton.inference.sampling import Sampler, SamplingSettings, log_probabilities
+from craton.modalities.text import Tokenizer
+from craton.models import CausalLM
+from craton.trunk import KVCache
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+# Prompts are read in pieces of this many tokens, cut at fixed places: running answers go on between two pieces, and
+# the arithmetic of a prompt does not depend on what else runs.
+PREFILL_CHUNK = 512
+
+
+@dataclass
+class Request:
+    """A tokenised prompt and how to continue it. `choice` numbers the answers where several are asked for."""
+
+    prompt: list[int]
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    choice: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token: its id, the text that it completed (often empty), and log-probabilities where asked for."""
+
+    id: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] | None = None
+
+
+class Generation:
+    """The answer to one request. Iterate it for its tokens as they come; iterating drives the engine."""
+
+    def __init__(self, engine: Engine, request: Request, seed: int) -> None:
+        self.request, self.seed = request, seed
+        self.tokens: list[Token] = []
+        self.finish_reason: FinishReason | None = None
+        self.cached_tokens = 0  # prompt tokens found in the cache
+        self.ids = list(request.prompt)
+        self._engine = engine
+        self._sampler = Sampler(request.settings, request.prompt, seed)
+        self._output = TextOutput(engine.tokenizer, request.settings.stop)
+        self._slot: int | None = None
+        self._done = 0  # ids whose keys and values are in the cache
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(token.text for token in self.tokens)
+
+    def __iter__(self) -> Iterator[Token]:
+        given = 0
+        while True:
+            while given < len(self.tokens):
+                yield self.tokens[given]
+                given += 1
+            if self.finish_reason is not None:
+                return
+            self._engine.step()
+
+    def wait(self) -> Generation:
+        """Run the engine until this answer is complete."""
+        while self.finish_reason is None:
+            self._engine.step()
+        return self
+
+    def cancel(self) -> None:
+        """Stop here; the engine forgets the request before its next step."""
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+
+    def accept(self, logits_V: Tensor) -> None:
+        """Choose the next token from fp32 logits and decide whether the answer ends with it."""
+        settings = self.request.settings
+        token = self._sampler(logits_V)
+        logprob, top = None, None
+        if settings.logprobs is not None:
+            logprob, top = log_probabilities(logits_V, token, settings.logprobs)
+        self.ids.append(token)
+        ended = token in self._engine.tokenizer.eos_ids
+        text = self._output.finish() if ended else self._output.push(token)
+        if ended or self._output.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) + 1 >= self._engine.room(self.request):
+            self.finish_reason = "length"
+            text += self._output.finish()
+        if not ended:
+            self.tokens.append(Token(token, text, logprob, top))
+        elif text:
+            # What was held back as the beginning of a stop string belongs to the last token.
+            last = self.tokens[-1]
+            self.tokens[-1] = Token(last.id, last.text + text, last.logprob, last.top_logprobs)
+
+
+class Engine:
+    """Continuous batching over a slotted key-value cache.
+
+    Each step runs one flat batch: a piece of every prompt that is being read and one token of every answer that is
+    being written. A slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is
+    new.
+    """
+
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer, *, dtype: torch.dtype, slots: int = 8) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.context = model.config.context
+        self.cache = KVCache(model.config.trunk, dtype=dtype)
+        self._slots = slots
+        self._waiting: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        self._held: dict[int, list[int]] = {}  # slot -> the ids whose keys and values it holds
+
+    def submit(self, request: Request) -> Generation:
+        """Queue a request. Raises ContextOverflow if the prompt leaves no room for an answer, UsageError for bad ids."""
+        settings = request.settings
+        vocab = self.model.config.vocab
+        if not request.prompt:
+            raise UsageError("the prompt is empty", remedy="give at least one token")
+        bad = [i for i in (*request.prompt, *settings.logit_bias) if not 0 <= i < vocab]
+        if bad:
+            raise UsageError(f"token id {bad[0]} is not in the vocabulary (0 to {vocab - 1})")
+        over = len(request.prompt) + (settings.max_tokens or 1) - self.context
+        if over > 0:
+            asked = f" and {settings.max_tokens} for the answer" if settings.max_tokens else " and one for the answer"
+            raise ContextOverflow(
+                f"{len(request.prompt)} tokens of prompt{asked} are {over} more than the context of {self.context}",
+                remedy="shorten the prompt, ask for fewer tokens or choose a model with a longer context",
+            )
+        seed = request.seed if request.seed is not None else settings.seed
+        generation = Generation(self, request, secrets.randbits(63) if seed is None else seed)
+        self._waiting.append(generation)
+        return generation
+
+    def room(self, request: Request) -> int:
+        """How many tokens the answer to this request may have."""
+        left = self.context - len(request.prompt)
+        return min(left, request.settings.max_tokens or left)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Advance every running request by one token or one piece of its prompt."""
+        batch = self._schedule()
+        if batch:
+            logits_BV = self._run(batch)
+            self._settle(batch, logits_BV)
+
+    def _schedule(self) -> list[Generation]:
+        self._retire()
+        while self._waiting and len(self._running) < self._slots:
+            generation = self._waiting[0]
+            if generation.finish_reason is None and self._being_read(generation.request.prompt):
+                break  # its prompt will be in the cache after the next step
+            self._waiting.popleft()
+            if generation.finish_reason is None:
+                self._admit(generation)
+        return sorted(self._running, key=lambda g: g._slot or 0)
+
+    def _retire(self) -> None:
+        for generation in [g for g in self._running if g.finish_reason is not None]:
+            assert generation._slot is not None
+            self._held[generation._slot] = generation.ids[: generation._done]
+            self._running.remove(generation)
+
+    def _being_read(self, prompt: list[int]) -> bool:
+        return any(g.request.prompt == prompt and g._done < len(prompt) for g in self._running)
+
+    def _admit(self, generation: Generation) -> None:
+        # The cache of the slot that shares the longest beginning is taken over if it is free and copied if it is not.
+        # At least the last token is read again: its logits choose the first token of the answer.
+        taken = {g._slot: g.ids[: g._done] for g in self._running}
+        free = [s for s in range(max(len(self.cache.lengths), len(self._running) + 1)) if s not in taken]
+        prompt, limit = generation.request.prompt, len(generation.request.prompt) - 1
+        shared = {slot: min(_common(ids, prompt), limit) for slot, ids in (self._held | taken).items()}
+        donor = max(shared, key=lambda s: (shared[s], s in free), default=None)
+        slot = donor if donor in free and shared[donor] else min(free, key=lambda s: (len(self._held.get(s, ())), s))
+        assert slot is not None
+        self.cache.reserve_slots(slot + 1)
+        start = 0
+        if donor is not None and shared[donor]:
+            start = shared[donor]
+            if donor != slot:
+                self.cache.copy(donor, slot)
+        self.cache.truncate(slot, start)
+        self._held.pop(slot, None)
+        generation._slot, generation._done, generation.cached_tokens = slot, start, start
+        self._running.append(generation)
+
+    def _run(self, batch: list[Generation]) -> Tensor:
+        ids, positions, segments, last_rows = [], [], [], []
+        for generation in batch:
+            end = min(len(generation.ids), (generation._done // PREFILL_CHUNK + 1) * PREFILL_CHUNK)
+            ids += generation.ids[generation._done : end]
+            positions += range(generation._done, end)
+            segments += [generation._slot] * (end - generation._done)
+            generation._done = end
+            last_rows.append(len(ids) - 1)
+        hidden_TD = self.model.hidden(
+            torch.tensor(ids), torch.tensor(positions), torch.tensor(segments), self.cache
+        )
+        finished = [row for row, g in zip(last_rows, batch, strict=True) if g._done == len(g.ids)]
+        return self.model.logits(hidden_TD[finished]).float()
+
+    def _settle(self, batch: list[Generation], logits_BV: Tensor) -> None:
+        ready = [g for g in batch if g._done == len(g.ids)]
+        for generation, logits_V in zip(ready, logits_BV, strict=True):
+            generation.accept(logits_V)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count

@@ -1,0 +1,33 @@
+"""The only Transformer. Pure modules over flat tokens: no files, no tokenisers, no modality, no family's name."""
+
+from craton.trunk.cache import KVCache
+from craton.trunk.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LatentConfig,
+    LayerConfig,
+    LearnedPositions,
+    NormConfig,
+    RotaryConfig,
+    RotaryScaling,
+    TrunkConfig,
+)
+from craton.trunk.linear import replace_linears
+from craton.trunk.trunk import Trunk
+
+__all__ = [
+    "AttentionConfig",
+    "ExpertsConfig",
+    "FeedForwardConfig",
+    "KVCache",
+    "LatentConfig",
+    "LayerConfig",
+    "LearnedPositions",
+    "NormConfig",
+    "RotaryConfig",
+    "RotaryScaling",
+    "Trunk",
+    "TrunkConfig",
+    "replace_linears",
+]

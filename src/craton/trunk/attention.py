@@ -1,0 +1,148 @@
+"""Attention over flat tokens: multi-head, grouped-query and multi-head latent."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from craton.trunk.config import AttentionConfig
+from craton.trunk.layout import Group, Layout, View
+from craton.trunk.norms import Norm
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie 2023, arXiv 2305.13245). x[T, width] -> [T, width]."""
+
+    def __init__(self, config: AttentionConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        value_size = config.value_size or config.head_size
+        q_size, k_size, v_size = (
+            config.heads * config.head_size,
+            config.kv_heads * config.head_size,
+            config.kv_heads * value_size,
+        )
+        self.q = nn.Linear(width, q_size, bias="q" in config.bias)
+        self.k = nn.Linear(width, k_size, bias="k" in config.bias)
+        self.v = nn.Linear(width, v_size, bias="v" in config.bias)
+        self.o = nn.Linear(config.heads * value_size, width, bias="o" in config.bias)
+        if config.qk_norm is not None:
+            over_head = config.qk_norm_over == "head"
+            self.q_norm: Norm | None = Norm(config.qk_norm, config.head_size if over_head else q_size)
+            self.k_norm: Norm | None = Norm(config.qk_norm, config.head_size if over_head else k_size)
+        else:
+            self.q_norm = self.k_norm = None
+        self._sizes = (q_size, k_size, v_size)
+        self.fused: nn.Module | None = None  # q, k and v as one product, where the engine has joined them
+
+    def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
+        q_THK, k_TGK, v_TGV = self.project(x_TD, layout)
+        return self.o(attend(self.config, q_THK, k_TGK, v_TGV, layout, layer))
+
+    def project(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, K], keys [T, G, K] and values [T, G, V], normed and rotated."""
+        if self.fused is not None:
+            q_TX, k_TX, v_TX = self.fused(x_TD).split(self._sizes, -1)
+        else:
+            q_TX, k_TX, v_TX = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        config, size = self.config, self.config.head_size
+        if self.q_norm is not None and self.k_norm is not None and config.qk_norm_over == "width":
+            q_TX, k_TX = self.q_norm(q_TX), self.k_norm(k_TX)
+        q_THK, k_TGK = q_TX.unflatten(-1, (-1, size)), k_TX.unflatten(-1, (-1, size))
+        if self.q_norm is not None and self.k_norm is not None and config.qk_norm_over == "head":
+            q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)
+        if config.rotary is not None:
+            rotary = layout.rotary(config.rotary)
+            q_THK, k_TGK = rotary.apply(q_THK), rotary.apply(k_TGK)
+        return q_THK, k_TGK, v_TX.unflatten(-1, (config.kv_heads, -1))
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), keys and values expanded. x[T, width] -> same.
+
+    Each head is [position-free | rotary]; the cache holds the expanded heads, so it shares the cache and the kernels
+    of `Attention`.
+    """
+
+    def __init__(self, config: AttentionConfig, width: int) -> None:
+        super().__init__()
+        assert config.latent is not None
+        self.config, self.latent = config, config.latent
+        value_size = config.value_size or config.head_size
+        latent, q_size = config.latent, config.heads * config.head_size
+        bias = "k" in config.bias
+        self.free_size = config.head_size - latent.rotary_size
+        if latent.q_rank is None:
+            self.q = nn.Linear(width, q_size, bias=False)
+        else:
+            self.q_down = nn.Linear(width, latent.q_rank, bias="q" in config.bias)
+            self.q_norm = Norm(latent.norm, latent.q_rank)
+            self.q_up = nn.Linear(latent.q_rank, q_size, bias=False)
+        self.kv_down = nn.Linear(width, latent.kv_rank + latent.rotary_size, bias=bias)
+        self.kv_norm = Norm(latent.norm, latent.kv_rank)
+        self.kv_up = nn.Linear(latent.kv_rank, config.heads * (self.free_size + value_size), bias=False)
+        self.o = nn.Linear(config.heads * value_size, width, bias="o" in config.bias)
+
+    def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
+        config, free = self.config, self.free_size
+        assert config.rotary is not None
+        rotary = layout.rotary(config.rotary)
+        q_TX = self.q(x_TD) if self.latent.q_rank is None else self.q_up(self.q_norm(self.q_down(x_TD)))
+        q_THK = q_TX.unflatten(-1, (config.heads, -1))
+        q_THK = torch.cat((q_THK[..., :free], rotary.apply(q_THK[..., free:])), -1)
+        latent_TR, shared_TK = self.kv_down(x_TD).split((self.latent.kv_rank, self.latent.rotary_size), -1)
+        k_free_THK, v_THV = self.kv_up(self.kv_norm(latent_TR)).unflatten(-1, (config.heads, -1)).tensor_split((free,), -1)
+        shared_THK = rotary.apply(shared_TK[:, None]).expand(-1, config.heads, -1)
+        k_THK = torch.cat((k_free_THK, shared_THK), -1)
+        return self.o(attend(config, q_THK, k_THK, v_THV, layout, layer))
+
+
+def attend(
+    config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, layout: Layout, layer: int
+) -> Tensor:
+    """softmax(q.k) v within each segment; keys and values go through the cache if the layout has one. [T, H * V]."""
+    outs = [_attend_group(config, q_THK, k_TGK, v_TGV, group, layout, layer) for group in layout.groups]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _attend_group(
+    config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, group: Group, layout: Layout, layer: int
+) -> Tensor:
+    count, size, view = group.count, group.size, group.view(config)
+    q_BnHK = q_THK[group.rows].unflatten(0, (count, size))
+    k_BGnK = k_TGK[group.rows].unflatten(0, (count, size)).transpose(1, 2)
+    v_BGnV = v_TGV[group.rows].unflatten(0, (count, size)).transpose(1, 2)
+    if layout.cache is not None:
+        keys, values = layout.cache.keys[layer][group.slots], layout.cache.values[layer][group.slots]
+        for b, start in enumerate(group.starts):
+            keys[b, :, start : start + size] = k_BGnK[b]
+            values[b, :, start : start + size] = v_BGnV[b]
+        k_BGnK, v_BGnV = keys[:, :, view.first : view.last], values[:, :, view.first : view.last]
+    elif view.first:
+        k_BGnK, v_BGnV = k_BGnK[:, :, view.first :], v_BGnV[:, :, view.first :]
+    if size == 1:
+        # One query per sequence: the query heads that share a key head become rows, so no key is ever repeated.
+        q_BHnK = q_BnHK.view(count, config.kv_heads, -1, q_BnHK.shape[-1])
+        out = _softmax_attention(config, q_BHnK, k_BGnK, v_BGnV, view)
+    else:
+        out = _softmax_attention(config, q_BnHK.transpose(1, 2), k_BGnK, v_BGnV, view).transpose(1, 2)
+    return out.reshape(count * size, -1)
+
+
+def _softmax_attention(config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    if config.softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=view.mask, is_causal=view.causal, scale=config.scale, enable_gqa=grouped
+        )
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = (q @ k.transpose(-1, -2)).float() * (config.scale or config.head_size**-0.5)
+    scores = torch.tanh(scores / config.softcap) * config.softcap
+    if view.causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+    elif view.mask is not None:
+        scores = scores.masked_fill(~view.mask, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v

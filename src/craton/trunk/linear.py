@@ -1,0 +1,21 @@
+"""The one way to put another linear-shaped module (adapter, quantised, pruned, packed) in a linear layer's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+
+def replace_linears(
+    model: nn.Module, where: Callable[[str, nn.Module], bool], make: Callable[[str, nn.Module], nn.Module]
+) -> list[str]:
+    """Replace each submodule for which `where(name, module)` holds by `make(name, module)`; give their names.
+
+    Names are the dotted names of `model.named_modules()`, so saving, merging and exporting walk the same ones.
+    """
+    chosen = [(name, module) for name, module in model.named_modules() if name and where(name, module)]
+    for name, module in chosen:
+        parent_name, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), child, make(name, module))
+    return [name for name, _ in chosen]

@@ -1,0 +1,49 @@
+"""The trunk: a stack of blocks over flat tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from craton.trunk.block import Block
+from craton.trunk.cache import KVCache
+from craton.trunk.config import TrunkConfig
+from craton.trunk.layout import Layout
+from craton.trunk.norms import Norm
+
+
+class Trunk(nn.Module):
+    """The only Transformer (Vaswani 2017, arXiv 1706.03762)."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = nn.Embedding(config.positions.count, config.width) if config.positions is not None else None
+        self.input_norm = Norm(config.input_norm, config.width) if config.input_norm is not None else None
+        self.layers = nn.ModuleList(Block(layer, config.width) for layer in config.layers)
+        self.final_norm = Norm(config.final_norm, config.width) if config.final_norm is not None else None
+
+    def forward(
+        self, x_TD: Tensor, positions_T: Tensor, segments_T: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states [T, width] of flat tokens.
+
+        x_TD: embedded tokens, sequences one after another. positions_T: each token's place in its sequence.
+        segments_T: each token's sequence (none: all are one); with a cache, its slot. A sequence sees only itself.
+        """
+        layout = Layout(positions_T, segments_T, cache, x_TD.dtype)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(positions_T)
+        if self.input_norm is not None:
+            x_TD = self.input_norm(x_TD)
+        for number, layer in enumerate(self.layers):
+            x_TD = layer(x_TD, layout, number)
+        layout.advance()
+        return x_TD if self.final_norm is None else self.final_norm(x_TD)
+
+
+def sequence_layout(lengths: list[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """positions_T and segments_T of sequences of these lengths, packed one after another."""
+    positions_T = torch.cat([torch.arange(n, device=device) for n in lengths])
+    segments_T = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+    return positions_T, segments_T
