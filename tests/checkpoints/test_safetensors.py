@@ -381,8 +381,10 @@ def test_a_tensor_in_two_shards_is_refused(shards: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../w.safetensors", "/etc/w.safetensors", "a/w.safetensors", "a\\w.safetensors", "..", ".", "", "w\n.safetensors"]
-    + ["w.bin", "w\0.safetensors", "\ud800.safetensors"],
+    [
+        *("../w.safetensors", "/etc/w.safetensors", "a/w.safetensors", "a\\w.safetensors", "..", ".", ""),
+        *("w\n.safetensors", "w.bin", "w\0.safetensors", "\ud800.safetensors"),
+    ],
 )
 def test_an_index_may_name_only_plain_files(shards: Path, name: str) -> None:
     write_safetensors(shards.parent / "w.safetensors", {"t0": torch.ones(1)})
@@ -440,7 +442,7 @@ def test_a_folder_of_pickles_is_refused_with_the_way_out(tmp_path: Path, name: s
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
         open_weights(tmp_path)
     write_safetensors(tmp_path / "adapter.safetensors", {"a": torch.ones(1)})
     with pytest.raises(CheckpointError) as caught:
@@ -539,7 +541,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(
 def test_an_unwritable_place_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in ("no/such/folder", "file"):
-        with pytest.raises(StoreError, match="could not be written"):
+        with pytest.raises(StoreError, match="cannot write the weights"):
             write_safetensors(tmp_path / place / "w.safetensors", {"a": torch.ones(1)})
 
 

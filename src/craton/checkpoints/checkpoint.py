@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from craton.checkpoints.safetensors import TensorFolder, open_weights
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor, Weight, WeightSource
 from craton.errors import CheckpointError, FileFormatError
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
-from craton.models import AnyModel, EncoderConfig, ModelConfig, build
+from craton.models import AnyModel, ModelConfig, PoolingConfig, build
 from craton.trunk import replace_linears
 
 SHOWN = 5  # names listed in an error before "and N more"
@@ -33,6 +35,7 @@ class SafetensorsSource:
     def __init__(self, folder: TensorFolder) -> None:
         self._folder = folder
         self.shapes = {name: info.shape for name, info in folder.tensors.items()}
+        self.kinds = {name: info.dtype for name, info in folder.tensors.items()}
 
     def weight(self, name: str) -> Weight:
         """The named tensor, mapped from the file."""
@@ -44,6 +47,7 @@ class Checkpoint:
     """A published checkpoint, opened and understood but not loaded.
 
     hf: its config.json (made from the metadata for GGUF). config: the same in our terms. metadata: GGUF's, or empty.
+    pooling: what the sentence-transformers files beside the weights say, if there are any.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class Checkpoint:
     config: ModelConfig
     source: WeightSource
     metadata: Mapping[str, Any]
+    pooling: PoolingConfig | None
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -69,16 +74,25 @@ class Checkpoint:
             hf, source = read_json(folder / "config.json"), SafetensorsSource(open_weights(path))
             where = str(folder / "config.json")
         family = family_of(hf, where)
-        config = family.read_config(Keys(hf, where, frozenset(source.shapes)))
-        if isinstance(config, EncoderConfig) and path.suffix != ".gguf":
-            pooling = read_pooling(path if path.is_dir() else path.parent)
-            config = config.model_copy(update=pooling)
-        return cls(path, hf, family, config, source, metadata)
+        config = family.config(Keys(hf, where, frozenset(source.shapes)))
+        pooling = None if path.suffix == ".gguf" else read_pooling(path if path.is_dir() else path.parent)
+        return cls(path, hf, family, config, source, metadata, pooling)
 
     @property
     def folder(self) -> Path:
         """Where the files that travel with the weights lie."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    def quantized_kinds(self) -> frozenset[str]:
+        """The block formats of its matrices ("Q4_0", ...); empty for a checkpoint of plain numbers."""
+        return frozenset(kind for kind in self.source.kinds.values() if kind.startswith("Q"))
+
+    def stored_kind(self) -> str:
+        """The format that holds most of its numbers."""
+        sizes: Counter[str] = Counter()
+        for name, kind in self.source.kinds.items():
+            sizes[kind] += math.prod(self.source.shapes[name])
+        return sizes.most_common(1)[0][0]
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's own tokeniser and chat template."""

@@ -20,6 +20,7 @@ class GGUFSource:
         """names: theirs -> in the file. permuted(name): heads whose rotary pairs are interleaved in the file, or 0."""
         self._file, self._names, self._permuted = file, names, permuted
         self.shapes = {name: file.tensors[inside].shape for name, inside in names.items()}
+        self.kinds = {name: file.tensors[inside].type.name for name, inside in names.items()}
 
     def weight(self, name: str) -> Weight:
         """The named tensor; matrices in a block format stay as they are."""

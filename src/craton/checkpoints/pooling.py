@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from craton.config import parse
 from craton.errors import CheckpointError, FileFormatError
+from craton.models import PoolingConfig
 
 MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -15,19 +17,19 @@ MODES = {
 }
 
 
-def read_pooling(folder: Path) -> dict[str, Any]:
-    """The `EncoderConfig` fields that modules.json and what it names decide; empty where there is none.
+def read_pooling(folder: Path) -> PoolingConfig | None:
+    """What modules.json and the files that it names say; None where there is no modules.json.
 
     Raises CheckpointError for a module or a pooling mode that we do not do: leaving it out would change every vector.
     """
     modules_file = folder / "modules.json"
     if not modules_file.exists():
-        return {}
-    fields: dict[str, Any] = {}
+        return None
+    fields: dict[str, Any] = {"normalise": False}
     for module in _read(modules_file, list):
         kind, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
         if kind == "Pooling":
-            fields["pooling"] = _mode(folder / path / "config.json")
+            fields["mode"] = _mode(folder / path / "config.json")
         elif kind == "Normalize":
             fields["normalise"] = True
         elif kind != "Transformer":
@@ -35,7 +37,7 @@ def read_pooling(folder: Path) -> dict[str, Any]:
     limits = folder / "sentence_bert_config.json"
     if limits.exists() and isinstance(limit := _read(limits, dict).get("max_seq_length"), int) and limit > 0:
         fields["max_tokens"] = limit
-    return fields
+    return parse(PoolingConfig, fields, where=str(modules_file))
 
 
 def _mode(path: Path) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from craton.checkpoints.disk import disk_errors, sync_folder, write_synced
 from craton.checkpoints.safetensors_header import (
     DTYPES,
     MAX_HEADER_BYTES,
@@ -57,12 +58,9 @@ class SafetensorsFile:
         path = Path(path)
         if not os.path.isfile(path):
             raise UsageError(f"no such file: {path}", where=str(path))
-        try:
-            with path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                tensors, metadata = read_header(file, stat.st_size, path)
-        except OSError as error:
-            raise StoreError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
+        with disk_errors(f"read {path.name}", path), path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            tensors, metadata = read_header(file, stat.st_size, path)
         return cls(path, tensors, metadata, _stamp(stat))
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -98,16 +96,11 @@ class SafetensorsFile:
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            try:
-                with self.path.open("rb") as file:
-                    # The checks hold for the file that was checked, not for what a download may have put in its place.
-                    if _stamp(os.fstat(file.fileno())) != self._stamp:
-                        raise damaged(self.path, "the file changed after it was opened", "open it again")
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                raise StoreError(
-                    f"{self.path.name} cannot be mapped: {error.strerror}", where=str(self.path)
-                ) from error
+            with disk_errors(f"map {self.path.name}", self.path), self.path.open("rb") as file:
+                # The checks hold for the file that was checked, not for what a download may have put in its place.
+                if _stamp(os.fstat(file.fileno())) != self._stamp:
+                    raise damaged(self.path, "the file changed after it was opened", "open it again")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._map
 
 
@@ -151,10 +144,8 @@ def open_weights(path: str | Path) -> TensorFolder:
         return TensorFolder([SafetensorsFile.open(_inside(path, SINGLE_NAME))])
     if os.path.lexists(path / INDEX_NAME):
         return _open_shards(path)
-    try:
+    with disk_errors("read the folder", path):
         names = sorted(entry.name for entry in path.iterdir())
-    except OSError as error:
-        raise StoreError(f"the folder cannot be read: {error.strerror}", where=str(path)) from error
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     others = [name for name in names if name.endswith((".safetensors", ".gguf"))]
     if pickles and not others:
@@ -190,13 +181,11 @@ def _open_shards(folder: Path) -> TensorFolder:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
+    with disk_errors(f"read {path.name}", path):
         if path.stat().st_size > MAX_HEADER_BYTES:
             raise damaged(path, f"the index is larger than {MAX_HEADER_BYTES:,} bytes")
-        index = parse_json(path.read_bytes(), path, "the index")
-    except OSError as error:
-        raise StoreError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
-    weight_map = index.get("weight_map")
+        raw = path.read_bytes()
+    weight_map = parse_json(raw, path, "the index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(path, "the index has no weight_map from tensor names to file names")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -270,23 +259,18 @@ def _publish(contents: Mapping[Path, Iterable[bytes | memoryview]]) -> list[Path
     folder = next(iter(contents)).parent
     undo = list(parts.values())
     try:
-        for file, chunks in contents.items():
-            _write_synced(parts[file], chunks)
-        for file, part in parts.items():
-            os.replace(part, file)
-            if len(contents) > 1:  # one shard is of no use without the others
-                undo.append(file)
-        _sync_folder(folder)
-    except BaseException as error:
+        with disk_errors("write the weights", folder):
+            for file, chunks in contents.items():
+                write_synced(parts[file], chunks)
+            for file, part in parts.items():
+                os.replace(part, file)
+                if len(contents) > 1:  # one shard is of no use without the others
+                    undo.append(file)
+            sync_folder(folder)
+    except BaseException:
         for leftover in undo:
             with contextlib.suppress(OSError):
                 leftover.unlink()
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"the weights could not be written: {error.strerror}",
-                where=str(folder),
-                remedy="free some space on this disk, or name a folder that you may write to",
-            ) from error
         raise
     return list(contents)
 
@@ -345,23 +329,6 @@ def _file_chunks(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     for name in order:
         flat = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data
-
-
-def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    with path.open("xb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and its renames need no flush
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ class WeightSource(Protocol):
     """An opened checkpoint file under Hugging Face's tensor names."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]  # how each is stored, in the format's own words: "F32", "BF16", "Q4_0", ...
 
     def weight(self, name: str) -> Weight:
         """The named tensor, as the file holds it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from craton.errors import ContextOverflow, UsageError
 from craton.inference.output import TextOutput
-from craton.inference.sampling import Sampler, SamplingSettings, log_probabilities
+from craton.inference.sampling import Sampler, log_probabilities
+from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.models import CausalLM
 from craton.trunk import KVCache
@@ -27,12 +29,12 @@ PREFILL_CHUNK = 512
 
 @dataclass
 class Request:
-    """A tokenised prompt and how to continue it. `choice` numbers the answers where several are asked for."""
+    """A tokenised prompt and how to continue it. `choice` numbers the answers where several are asked for: each
+    draws with its own seed, so that they differ."""
 
     prompt: list[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     choice: int = 0
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Generation:
         self.request, self.seed = request, seed
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason | None = None
+        self.submitted_at = time.perf_counter()
+        self.first_token_at = self.ended_at = 0.0
         self.cached_tokens = 0  # prompt tokens found in the cache
         self.ids = list(request.prompt)
         self._engine = engine
@@ -84,12 +88,14 @@ class Generation:
     def cancel(self) -> None:
         """Stop here; the engine forgets the request before its next step."""
         if self.finish_reason is None:
-            self.finish_reason = "cancelled"
+            self.finish_reason, self.ended_at = "cancelled", time.perf_counter()
 
     def accept(self, logits_V: Tensor) -> None:
         """Choose the next token from fp32 logits and decide whether the answer ends with it."""
         settings = self.request.settings
         token = self._sampler(logits_V)
+        now = time.perf_counter()
+        self.first_token_at = self.first_token_at or now
         logprob, top = None, None
         if settings.logprobs is not None:
             logprob, top = log_probabilities(logits_V, token, settings.logprobs)
@@ -107,6 +113,8 @@ class Generation:
             # What was held back as the beginning of a stop string belongs to the last token.
             last = self.tokens[-1]
             self.tokens[-1] = Token(last.id, last.text + text, last.logprob, last.top_logprobs)
+        if self.finish_reason is not None:
+            self.ended_at = now
 
 
 class Engine:
@@ -142,8 +150,8 @@ class Engine:
                 f"{len(request.prompt)} tokens of prompt{asked} are {over} more than the context of {self.context}",
                 remedy="shorten the prompt, ask for fewer tokens or choose a model with a longer context",
             )
-        seed = request.seed if request.seed is not None else settings.seed
-        generation = Generation(self, request, secrets.randbits(63) if seed is None else seed)
+        seed = secrets.randbits(63) if settings.seed is None else (settings.seed + request.choice) % 2**63
+        generation = Generation(self, request, seed)
         self._waiting.append(generation)
         return generation
 

@@ -33,7 +33,7 @@ class Attention(nn.Module):
             self.k_norm: Norm | None = Norm(config.qk_norm, config.head_size if over_head else k_size)
         else:
             self.q_norm = self.k_norm = None
-        self._sizes = (q_size, k_size, v_size)
+        self._q_size, self._k_size = q_size, k_size
         self.fused: nn.Module | None = None  # q, k and v as one product, where the engine has joined them
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
@@ -42,20 +42,30 @@ class Attention(nn.Module):
 
     def project(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, H, K], keys [T, G, K] and values [T, G, V], normed and rotated."""
+        config = self.config
+        rows, heads, groups, size = len(x_TD), config.heads, config.kv_heads, config.head_size
+        rotary = layout.rotary(config.rotary) if config.rotary is not None else None
+        if self.fused is not None and self.q_norm is None:
+            # Queries and keys lie side by side, so one rotation serves both.
+            joined_TX = self.fused(x_TD)
+            qk_TX, v_TX = joined_TX.tensor_split((self._q_size + self._k_size,), -1)
+            qk_THK = qk_TX.view(rows, heads + groups, size)
+            qk_THK = rotary.apply(qk_THK) if rotary is not None else qk_THK
+            q_THK, k_TGK = qk_THK.tensor_split((heads,), 1)
+            return q_THK, k_TGK, v_TX.view(rows, groups, -1)
         if self.fused is not None:
-            q_TX, k_TX, v_TX = self.fused(x_TD).split(self._sizes, -1)
+            q_TX, k_TX, v_TX = self.fused(x_TD).tensor_split((self._q_size, self._q_size + self._k_size), -1)
         else:
             q_TX, k_TX, v_TX = self.q(x_TD), self.k(x_TD), self.v(x_TD)
-        config, size = self.config, self.config.head_size
-        if self.q_norm is not None and self.k_norm is not None and config.qk_norm_over == "width":
+        over_width = config.qk_norm_over == "width"
+        if self.q_norm is not None and self.k_norm is not None and over_width:
             q_TX, k_TX = self.q_norm(q_TX), self.k_norm(k_TX)
-        q_THK, k_TGK = q_TX.unflatten(-1, (-1, size)), k_TX.unflatten(-1, (-1, size))
-        if self.q_norm is not None and self.k_norm is not None and config.qk_norm_over == "head":
+        q_THK, k_TGK = q_TX.view(rows, heads, size), k_TX.view(rows, groups, size)
+        if self.q_norm is not None and self.k_norm is not None and not over_width:
             q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)
-        if config.rotary is not None:
-            rotary = layout.rotary(config.rotary)
+        if rotary is not None:
             q_THK, k_TGK = rotary.apply(q_THK), rotary.apply(k_TGK)
-        return q_THK, k_TGK, v_TX.unflatten(-1, (config.kv_heads, -1))
+        return q_THK, k_TGK, v_TX.view(rows, groups, -1)
 
 
 class LatentAttention(nn.Module):
@@ -109,25 +119,24 @@ def attend(
 def _attend_group(
     config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, group: Group, layout: Layout, layer: int
 ) -> Tensor:
-    count, size, view = group.count, group.size, group.view(config)
-    q_BnHK = q_THK[group.rows].unflatten(0, (count, size))
-    k_BGnK = k_TGK[group.rows].unflatten(0, (count, size)).transpose(1, 2)
-    v_BGnV = v_TGV[group.rows].unflatten(0, (count, size)).transpose(1, 2)
+    rows, count, size, view = group.rows, group.count, group.size, group.view(config)
+    (_, heads, k_size), (_, groups, v_size) = q_THK.shape, v_TGV.shape
+    k_BGnK = k_TGK[rows].reshape(count, size, groups, k_size).transpose(1, 2)
+    v_BGnV = v_TGV[rows].reshape(count, size, groups, v_size).transpose(1, 2)
     if layout.cache is not None:
         keys, values = layout.cache.keys[layer][group.slots], layout.cache.values[layer][group.slots]
         for b, start in enumerate(group.starts):
-            keys[b, :, start : start + size] = k_BGnK[b]
-            values[b, :, start : start + size] = v_BGnV[b]
-        k_BGnK, v_BGnV = keys[:, :, view.first : view.last], values[:, :, view.first : view.last]
-    elif view.first:
-        k_BGnK, v_BGnV = k_BGnK[:, :, view.first :], v_BGnV[:, :, view.first :]
+            keys[b].narrow(1, start, size).copy_(k_BGnK[b])
+            values[b].narrow(1, start, size).copy_(v_BGnV[b])
+        length = view.last - view.first
+        k_BGnK, v_BGnV = keys.narrow(2, view.first, length), values.narrow(2, view.first, length)
     if size == 1:
         # One query per sequence: the query heads that share a key head become rows, so no key is ever repeated.
-        q_BHnK = q_BnHK.view(count, config.kv_heads, -1, q_BnHK.shape[-1])
-        out = _softmax_attention(config, q_BHnK, k_BGnK, v_BGnV, view)
-    else:
-        out = _softmax_attention(config, q_BnHK.transpose(1, 2), k_BGnK, v_BGnV, view).transpose(1, 2)
-    return out.reshape(count * size, -1)
+        q_BGRK = q_THK[rows].reshape(count, groups, heads // groups, k_size)
+        return _softmax_attention(config, q_BGRK, k_BGnK, v_BGnV, view).reshape(count, heads * v_size)
+    q_BHnK = q_THK[rows].reshape(count, size, heads, k_size).transpose(1, 2)
+    out_BHnV = _softmax_attention(config, q_BHnK, k_BGnK, v_BGnV, view)
+    return out_BHnV.transpose(1, 2).reshape(count * size, heads * v_size)
 
 
 def _softmax_attention(config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:

@@ -11,13 +11,15 @@ from craton.trunk.layout import Layout
 from craton.trunk.norms import Norm
 
 
-class BranchNorms(nn.Module):
-    """The norms around one branch; a place without a norm passes x on."""
+class BranchNorms(nn.ModuleDict):
+    """The norms around one branch, by their place; `at` passes x on where there is none."""
 
     def __init__(self, places: tuple[NormPlace, ...], config: NormConfig, width: int) -> None:
-        super().__init__()
-        for place in ("input", "output", "residual"):
-            self.add_module(place, Norm(config, width) if place in places else nn.Identity())
+        super().__init__({place: Norm(config, width) for place in places})
+
+    def at(self, place: NormPlace, x_TD: Tensor) -> Tensor:
+        """x, normed if there is a norm at this place."""
+        return self[place](x_TD) if place in self else x_TD
 
 
 class Block(nn.Module):
@@ -35,9 +37,9 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         norms = self.attention_norm
-        attended_TD = norms.output(self.attention(norms.input(x_TD), layout, layer))
+        attended_TD = norms.at("output", self.attention(norms.at("input", x_TD), layout, layer))
         if not self.parallel:
-            x_TD, attended_TD = norms.residual(x_TD + attended_TD), None
+            x_TD, attended_TD = norms.at("residual", x_TD + attended_TD), None
         norms = self.feedforward_norm
-        fed_TD = norms.output(self.feedforward(norms.input(x_TD)))
-        return norms.residual(x_TD + fed_TD if attended_TD is None else x_TD + attended_TD + fed_TD)
+        fed_TD = norms.at("output", self.feedforward(norms.at("input", x_TD)))
+        return norms.at("residual", x_TD + fed_TD if attended_TD is None else x_TD + attended_TD + fed_TD)

@@ -102,6 +102,7 @@ class ExpertsConfig(Settings):
     per_token: PositiveInt
     expert: FeedForwardConfig
     shared: FeedForwardConfig | None = Field(None, description="a feed-forward that every token passes as well")
+    shared_gate: bool = Field(False, description="each token weighs the shared feed-forward by a learned sigmoid")
     score: Literal["softmax", "sigmoid"] = "softmax"
     normalise: bool = Field(True, description="the chosen weights sum to one")
     scale: float = 1.0

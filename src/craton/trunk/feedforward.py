@@ -48,6 +48,7 @@ class Experts(nn.Module):
         self.router_bias = nn.Parameter(torch.zeros(config.count), requires_grad=False) if config.bias else None
         self.experts = nn.ModuleList(FeedForward(config.expert, width) for _ in range(config.count))
         self.shared = FeedForward(config.shared, width) if config.shared is not None else None
+        self.shared_gate = nn.Linear(width, 1, bias=False) if config.shared_gate else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         weights_TA, chosen_TA = self.route(x_TD)
@@ -55,8 +56,11 @@ class Experts(nn.Module):
         for expert in chosen_TA.unique().tolist():
             rows, place = (chosen_TA == expert).nonzero(as_tuple=True)
             expert_out = self.experts[expert](x_TD[rows]) * weights_TA[rows, place, None]
-            out_TD = out_TD.index_add(0, rows, expert_out.to(out_TD.dtype))
-        return out_TD if self.shared is None else out_TD + self.shared(x_TD)
+            out_TD.index_add_(0, rows, expert_out.to(out_TD.dtype))
+        if self.shared is None:
+            return out_TD
+        shared_TD = self.shared(x_TD)
+        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * shared_TD)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's expert weights and expert numbers, [T, per_token] both; computed in fp32."""
@@ -78,4 +82,4 @@ class Experts(nn.Module):
         strength = grouped.topk(2, -1).values.sum(-1) if self.config.bias else grouped.amax(-1)
         best = strength.topk(self.config.groups_per_token, -1).indices
         keep = torch.zeros_like(strength, dtype=torch.bool).scatter(-1, best, True)
-        return grouped.masked_fill(~keep[..., None], 0.0).flatten(-2)
+        return grouped.masked_fill(~keep[..., None], float("-inf")).flatten(-2)

@@ -78,7 +78,7 @@ class Layout:
 
     def __init__(self, positions_T: Tensor, segments_T: Tensor | None, cache: KVCache | None, dtype: torch.dtype) -> None:
         self.positions_T, self.cache, self._dtype = positions_T, cache, dtype
-        self._rotaries: dict[RotaryConfig, Rotary] = {}
+        self._rotaries: dict[int, Rotary] = {}  # by the config's identity: hashing it would cost more than a kernel
         spans = _spans(segments_T, len(positions_T))
         self.groups: list[Group] = []
         self._lengths: list[tuple[int, int]] = []  # (rows, length of the sequence with them) of each segment
@@ -101,12 +101,13 @@ class Layout:
 
     def rotary(self, config: RotaryConfig) -> Rotary:
         """The tables of `config` for this pass's positions."""
-        if config not in self._rotaries:
+        rotary = self._rotaries.get(id(config))
+        if rotary is None:
             sizes, lengths = zip(*self._lengths, strict=True)
             device = self.positions_T.device
             lengths_T = torch.tensor(lengths, device=device).repeat_interleave(torch.tensor(sizes, device=device))
-            self._rotaries[config] = Rotary(config, self.positions_T, lengths_T, self._dtype)
-        return self._rotaries[config]
+            rotary = self._rotaries[id(config)] = Rotary(config, self.positions_T, lengths_T, self._dtype)
+        return rotary
 
     def advance(self) -> None:
         """Tell the cache that every layer has written this pass's keys and values."""

@@ -40,6 +40,20 @@ def test_every_bit_equals_the_peers_on_hard_values(name: str, data: st.DataObjec
     assert_as_the_peer(values, name)
 
 
+def test_q8_0_rounds_ties_away_from_zero() -> None:
+    values = np.zeros((1, 32), np.float32)
+    # 127 makes the scale 1. The last is the largest number below a half.
+    values[0, :7] = [127, 0.5, 1.5, 2.5, -0.5, -2.5, 0.49999997]
+    assert quantize(values, GGMLType.Q8_0)[0, 2:9].view(np.int8).tolist() == [127, 1, 2, 3, -1, -3, 0]
+
+
+def test_bf16_rounds_ties_to_even() -> None:
+    step = 2.0**-7  # between the numbers from 1 to 2
+    values = np.array([[1 + 0.5 * step, 1 + 1.5 * step, -1 - 2.5 * step, 1 + 0.501 * step]], np.float32)
+    back = dequantize(quantize(values, GGMLType.BF16), GGMLType.BF16)
+    assert back.tolist() == [[1.0, 1 + 2 * step, -1 - 2 * step, 1 + step]]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("type", [GGMLType.Q8_0, GGMLType.Q4_0])
 def test_values_too_small_for_a_scale_become_zero(type: GGMLType) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from craton.checkpoints.families.family import Keys, read_rotary, write_rotary
+from craton.checkpoints.families.family import Keys, read_rotary, rope_parameters, write_rotary
 from craton.checkpoints.names import Entry, same
 from craton.errors import CheckpointError
 from craton.models import CausalLMConfig
-from craton.trunk import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig
+from craton.trunk import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, NormConfig
 from craton.trunk.config import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -27,6 +27,11 @@ LLAMA_NORMS: Mapping[str, str] = {
     "attention_norm.input": "input_layernorm",
     "feedforward_norm.input": "post_attention_layernorm",
 }
+
+GATED_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+# (layer, its name there, its name here) -> the entries of one of its parts.
+LayerEntries = Callable[[LayerConfig, str, str], list[Entry]]
 
 
 def read_activation(keys: Keys, key: str = "hidden_act", default: str = "silu") -> Activation:
@@ -58,24 +63,24 @@ def read_head_size(keys: Keys) -> int:
     if keys.has("head_dim"):
         return keys.need("head_dim", int)
     if heads <= 0 or width % heads:
-        raise CheckpointError(
-            f"hidden_size {width} is not a multiple of num_attention_heads {heads}", where=keys.where
-        )
+        raise CheckpointError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}", where=keys.where)
     return width // heads
 
 
-def read_attention(keys: Keys, **switches: Any) -> AttentionConfig:
+def read_attention(
+    keys: Keys, *, default_kv_heads: int | None = None, default_theta: float = 10000.0, **switches: Any
+) -> AttentionConfig:
     """Heads, sizes and rotary positions by Llama's keys; `switches` are the fields in which a family differs."""
     heads, size = keys.need("num_attention_heads", int), read_head_size(keys)
-    kv_heads = keys.get("num_key_value_heads", int, heads)
+    kv_heads = keys.get("num_key_value_heads", int, default_kv_heads or heads)
     if kv_heads <= 0 or heads % kv_heads:
         raise CheckpointError(f"{heads} heads cannot share {kv_heads} key-value heads", where=keys.where)
-    rotated = int(size * keys.get("partial_rotary_factor", float, 1.0))
+    partial = rope_parameters(keys).get("partial_rotary_factor", float, keys.get("partial_rotary_factor", float, 1.0))
     return AttentionConfig(
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
-        **{"rotary": read_rotary(keys, rotated), **switches},
+        **{"rotary": read_rotary(keys, int(size * partial), default_theta=default_theta), **switches},
     )
 
 
@@ -125,6 +130,7 @@ def write_decoder(config: CausalLMConfig, architecture: str, model_type: str, **
 
 def attention_entries(layer: LayerConfig, theirs: str, ours: str) -> list[Entry]:
     """q, k, v, o with their biases, and the norms of queries and keys."""
+    theirs, ours = f"{theirs}.self_attn", f"{ours}.attention"
     entries = []
     for part in ("q", "k", "v", "o"):
         entries.append(same(f"{theirs}.{part}_proj.weight", f"{ours}.{part}.weight"))
@@ -136,15 +142,30 @@ def attention_entries(layer: LayerConfig, theirs: str, ours: str) -> list[Entry]
 
 
 def feedforward_entries(
-    config: FeedForwardConfig,
-    theirs: str,
-    ours: str,
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    config: FeedForwardConfig, theirs: str, ours: str, names: tuple[str, str, str] = GATED_NAMES
 ) -> list[Entry]:
     """gate, up and down with their biases."""
     parts = [(t, o) for t, o in zip(names, ("gate", "up", "down"), strict=True) if config.gated or o != "gate"]
     kinds = ("weight", "bias") if config.bias else ("weight",)
     return [same(f"{theirs}.{t}.{kind}", f"{ours}.{o}.{kind}") for t, o in parts for kind in kinds]
+
+
+def experts_entries(
+    config: ExpertsConfig, theirs: str, ours: str, names: tuple[str, str, str] = GATED_NAMES
+) -> list[Entry]:
+    """The router and every routed expert."""
+    entries = [same(f"{theirs}.gate.weight", f"{ours}.router.weight")]
+    for number in range(config.count):
+        entries += feedforward_entries(config.expert, f"{theirs}.experts.{number}", f"{ours}.experts.{number}", names)
+    return entries
+
+
+def mlp_entries(layer: LayerConfig, theirs: str, ours: str) -> list[Entry]:
+    """A layer's feed-forward under the name `mlp`, dense or of routed experts."""
+    config, theirs, ours = layer.feedforward, f"{theirs}.mlp", f"{ours}.feedforward"
+    if isinstance(config, ExpertsConfig):
+        return experts_entries(config, theirs, ours)
+    return feedforward_entries(config, theirs, ours)
 
 
 def ends_entries(config: CausalLMConfig) -> list[Entry]:
@@ -156,13 +177,17 @@ def ends_entries(config: CausalLMConfig) -> list[Entry]:
     return entries if config.tied else [*entries, same("lm_head.weight", "head.weight")]
 
 
-def decoder_entries(config: CausalLMConfig, norms: Mapping[str, str] = LLAMA_NORMS) -> list[Entry]:
-    """Every tensor of a dense Llama-like model; `norms` maps our norm places to the family's names."""
+def decoder_entries(
+    config: CausalLMConfig,
+    norms: Mapping[str, str] = LLAMA_NORMS,
+    *,
+    attention: LayerEntries = attention_entries,
+    feedforward: LayerEntries = mlp_entries,
+) -> list[Entry]:
+    """Every tensor of a Llama-like model; `norms` maps our norm places to the family's names."""
     entries = ends_entries(config)
     for number, layer in enumerate(config.trunk.layers):
         theirs, ours = f"model.layers.{number}", f"trunk.layers.{number}"
-        entries += attention_entries(layer, f"{theirs}.self_attn", f"{ours}.attention")
-        assert isinstance(layer.feedforward, FeedForwardConfig)
-        entries += feedforward_entries(layer.feedforward, f"{theirs}.mlp", f"{ours}.feedforward")
+        entries += attention(layer, theirs, ours) + feedforward(layer, theirs, ours)
         entries += [same(f"{theirs}.{name}.weight", f"{ours}.{place}.weight") for place, name in norms.items()]
     return entries

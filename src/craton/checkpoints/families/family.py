@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import log, sqrt
+from math import log, nextafter, sqrt
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from craton.checkpoints.names import Entry
 from craton.errors import CheckpointError
@@ -13,6 +15,7 @@ from craton.models import ModelConfig
 from craton.trunk import RotaryConfig, RotaryScaling
 
 V = TypeVar("V")
+D = TypeVar("D")
 
 
 class Keys:
@@ -28,9 +31,11 @@ class Keys:
         """The value of `key`, which must be there."""
         if self.values.get(key) is None:
             raise CheckpointError(f"the config lacks {key!r}", where=self.where)
-        return self.get(key, kind, None)  # type: ignore[arg-type]
+        value = self.get(key, kind, None)
+        assert value is not None
+        return value
 
-    def get(self, key: str, kind: type[V], default: V) -> V:
+    def get(self, key: str, kind: type[V], default: D) -> V | D:
         """The value of `key`, or `default` where it is absent or null."""
         value = self.values.get(key)
         if value is None:
@@ -46,6 +51,10 @@ class Keys:
     def has(self, key: str) -> bool:
         """Whether `key` is present and not null."""
         return self.values.get(key) is not None
+
+    def defaulting(self, **defaults: Any) -> Keys:
+        """The same keys, `defaults` standing in for those that are absent; one that is null stays null."""
+        return Keys({**defaults, **self.values}, self.where, self.tensors)
 
     def refuse(self, key: str, *allowed: Any) -> None:
         """Refuse the config where `key` is present with a value other than `allowed` (something we do not do)."""
@@ -73,62 +82,101 @@ class Family:
     ignored: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
 
+    def config(self, keys: Keys) -> ModelConfig:
+        """`read_config`, where values of the right type that make no model (0 heads, factor -1) are refused as well."""
+        try:
+            return self.read_config(keys)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            what = f"the config makes no model: {error.title} {field}: {first['msg']} (got {first['input']!r})"
+            raise CheckpointError(what, where=keys.where) from None
+        except (ArithmeticError, ValueError) as error:
+            raise CheckpointError(f"the config makes no model: {error}", where=keys.where) from None
+
+
+def rope_parameters(keys: Keys, layer_type: str | None = None) -> Keys:
+    """The rope settings: `rope_parameters` (transformers 5; one set, or one for each layer type) or `rope_scaling`."""
+    values = keys.get("rope_parameters", dict, {})
+    if layer_type is not None and isinstance(values.get(layer_type), dict):
+        values = values[layer_type]
+    return Keys(values or keys.get("rope_scaling", dict, {}), f"{keys.where}: rope settings")
+
+
+def rotary_keys(keys: Keys, layer_type: str | None = None) -> Keys:
+    """`rope_parameters` (transformers 5; of `layer_type` where layers differ), or `rope_scaling` (before)."""
+    key = "rope_parameters" if keys.get("rope_parameters", dict, None) else "rope_scaling"
+    values: dict[str, Any] = keys.get(key, dict, {})
+    if layer_type is not None and isinstance(values.get(layer_type), dict):
+        values = values[layer_type]
+    return Keys(values, f"{keys.where}: key {key!r}")
+
 
 def read_rotary(keys: Keys, dims: int, *, layer_type: str | None = None, interleaved: bool = False) -> RotaryConfig:
     """The rotary settings, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
-    parameters = keys.get("rope_parameters", dict, {})
-    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
-        parameters = parameters[layer_type]
-    scaling = parameters or keys.get("rope_scaling", dict, {})
-    theta = scaling.get("rope_theta") or keys.get("rope_theta", float, 10000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    where = Keys(scaling, f"{keys.where}: rope scaling")
+    parameters = rotary_keys(keys, layer_type)
     return RotaryConfig(
-        dims=dims, theta=float(theta), interleaved=interleaved, scaling=_read_scaling(kind, where, keys)
+        dims=dims,
+        theta=parameters.get("rope_theta", float, keys.get("rope_theta", float, 10000.0)),
+        interleaved=interleaved,
+        scaling=_read_scaling(parameters, keys, dims),
     )
 
 
-def _read_scaling(kind: str, scaling: Keys, keys: Keys) -> RotaryScaling | None:
+def _read_scaling(scaling: Keys, keys: Keys, dims: int) -> RotaryScaling | None:
+    kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
     if kind == "default":
         return None
-    context = keys.need("max_position_embeddings", int)
-    original = scaling.get("original_max_position_embeddings", int, 0) or keys.get(
-        "original_max_position_embeddings", int, context
-    )
-    factor = scaling.get("factor", float, 0.0) or context / original
     if kind == "linear":
-        return RotaryScaling(kind="linear", factor=factor)
+        return RotaryScaling(kind="linear", factor=scaling.need("factor", float))
+    context = keys.need("max_position_embeddings", int)
+    # A config that names it at its top level (Phi-3) means that one; where nothing is said it is the whole context.
+    inner = scaling.get("original_max_position_embeddings", int, context)
+    original = keys.get("original_max_position_embeddings", int, inner)
     if kind == "llama3":
         return RotaryScaling(
             kind="llama3",
-            factor=factor,
+            factor=scaling.need("factor", float),
             original_context=original,
             low_freq_factor=scaling.need("low_freq_factor", float),
             high_freq_factor=scaling.need("high_freq_factor", float),
         )
+    factor = scaling.get("factor", float, context / original)
     if kind == "yarn":
         return RotaryScaling(
             kind="yarn",
             factor=factor,
             original_context=original,
-            attention_factor=_yarn_attention_factor(scaling, factor),
+            attention_factor=scaling.get("attention_factor", float, _yarn_attention_factor(scaling, factor)),
             beta_fast=scaling.get("beta_fast", float, 32.0),
             beta_slow=scaling.get("beta_slow", float, 1.0),
             truncate=scaling.get("truncate", bool, True),
         )
-    if kind in ("longrope", "su"):
+    if kind in ("longrope", "su"):  # "su" in the first configs of Phi-3
         stretch = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
         return RotaryScaling(
             kind="longrope",
             factor=factor,
             original_context=original,
             attention_factor=scaling.get("attention_factor", float, stretch),
-            short_factors=tuple(scaling.need("short_factor", list)),
-            long_factors=tuple(scaling.need("long_factor", list)),
+            short_factors=_read_factors(scaling, "short_factor", dims),
+            long_factors=_read_factors(scaling, "long_factor", dims),
         )
     raise CheckpointError(
-        f"unknown rope scaling {kind!r}", where=scaling.where, remedy="known: default, linear, llama3, yarn, longrope"
+        f"unknown rope scaling {kind!r}",
+        where=f"{scaling.where}: key 'rope_type'",
+        remedy="known: default, linear, llama3, yarn, longrope",
     )
+
+
+def _read_factors(scaling: Keys, key: str, dims: int) -> tuple[float, ...]:
+    factors = scaling.need(key, list)
+    if len(factors) != dims // 2:
+        raise CheckpointError(
+            f"{key!r} must hold one factor for each of the {dims // 2} rotated pairs, not {len(factors)}",
+            where=scaling.where,
+        )
+    return tuple(factors)
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
@@ -137,13 +185,28 @@ def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
 
 
 def _yarn_attention_factor(scaling: Keys, factor: float) -> float:
-    given = scaling.get("attention_factor", float, 0.0)
-    if given:
-        return given
     mscale, all_dim = scaling.get("mscale", float, 0.0), scaling.get("mscale_all_dim", float, 0.0)
     if mscale and all_dim:
         return yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all_dim)
     return yarn_magnitude(factor)
+
+
+def read_rotated(keys: Keys, size: int) -> int:
+    """How many numbers of each head of `size` are rotated: `partial_rotary_factor` of them, all if it is absent."""
+    share = rotary_keys(keys).get("partial_rotary_factor", float, keys.get("partial_rotary_factor", float, 1.0))
+    rotated = int(size * share)
+    if not 0 < rotated <= size or rotated % 2:
+        raise CheckpointError(
+            f"{share:g} of a head of {size} is not a number of pairs to rotate",
+            where=f"{keys.where}: keys 'partial_rotary_factor', 'head_dim'",
+        )
+    return rotated
+
+
+def write_rotated(rotated: int, size: int) -> float:
+    """The inverse of `read_rotated`: a share that gives `rotated` again when it is multiplied and cut off."""
+    share = rotated / size
+    return share if int(size * share) == rotated else nextafter(share, 1.0)
 
 
 def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def write_gguf(
         raise UsageError(f"the alignment is not {ALIGNMENT_RULE}", where=f"key {ALIGNMENT_KEY!r}")
     _check_tensors(tensors)
     header = _header(typed, tensors, alignment)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
         with temporary.open("xb") as file:
             file.write(header)
@@ -73,7 +73,7 @@ def write_gguf(
         size = len(header) + sum(aligned(tensor.nbytes, alignment) for tensor in tensors)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise StoreError(
-            f"cannot write the file: {error.strerror}",
+            f"cannot write the file: {error.strerror or error}",
             where=str(path),
             remedy=f"make room: the file needs {size:,} bytes" if full else "check the folder and its permissions",
         ) from error
@@ -120,24 +120,26 @@ def _header(metadata: Mapping[str, TypedValue], tensors: Sequence[TensorSource],
 
 
 def _value(typed: TypedValue, where: str) -> bytes:
+    is_array = isinstance(typed.value, list)
     items: list[Any] = typed.value if isinstance(typed.value, list) else [typed.value]
     if typed.type is ValueType.STRING:
-        packed = b"".join(_string(item, where) for item in items)
+        # As they are read: only the strings of an array, a vocabulary's tokens, may hold bytes that are not UTF-8.
+        packed = b"".join(_string(item, where, "surrogateescape" if is_array else "strict") for item in items)
     else:
         packed = typed.type.packing(len(items)).pack(*items)
-    if isinstance(typed.value, list):
+    if is_array:
         return struct.pack("<IIQ", ARRAY_ID, typed.type.id, len(items)) + packed
     return struct.pack("<I", typed.type.id) + packed
 
 
-def _string(text: str, where: str) -> bytes:
-    raw = _utf8(text, where)
+def _string(text: str, where: str, errors: str = "strict") -> bytes:
+    raw = _utf8(text, where, errors)
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _utf8(text: str, where: str) -> bytes:
+def _utf8(text: str, where: str, errors: str = "strict") -> bytes:
     try:
-        return text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         raise UsageError(f"{text!r:.80} is not Unicode text: {error.reason}", where=where) from error
 

@@ -1,0 +1,426 @@
+"""What GGUF calls the settings and tensors of each architecture: one table, read in both directions.
+
+On the left of every pair stands Hugging Face's name, on the right GGUF's. {n} is a layer's number, {e} an expert's.
+Names: the `gguf` package of the GGML project; what files leave unsaid: llama.cpp, which fixes it in its code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from craton.checkpoints.gguf_changes import INTERLEAVED_K, INTERLEAVED_Q, PARTS_FIRST, PLUS_ONE, TURNED, Change
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: `inside` follows the architecture's name in the metadata, `theirs` is the key of config.json."""
+
+    theirs: str
+    inside: str
+    kind: type = int
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `general.architecture`.
+
+    tensors: names without ".weight" and ".bias". changes: by Hugging Face's name, what conversion does besides.
+    fixed: metadata that every file has. rope_factors: the tensors of rotary factors that a file may have.
+    conventions: config.json keys that files leave unsaid, from those that they say and the names of their tensors.
+    unplaced: Hugging Face's tensors that the format leaves out, since no output of the model needs them.
+    """
+
+    name: str
+    hf_architecture: str
+    model_type: str
+    keys: tuple[Key, ...]
+    tensors: Mapping[str, str]
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    rotary: bool = True
+    rope_factors: tuple[str, ...] = ()
+    conventions: Callable[[dict[str, Any], Collection[str]], Config] = lambda config, names: {}
+    unplaced: tuple[str, ...] = ()
+
+    @property
+    def expert_count(self) -> str | None:
+        """The key of config.json that counts the experts, where there are some."""
+        return next((key.theirs for key in self.keys if key.inside == "expert_count"), None)
+
+    def in_file(self, theirs: str) -> tuple[str, int | None] | None:
+        """The file's tensor that holds Hugging Face's `theirs`, and as which of its experts; None if there is none."""
+        pattern, numbers, kind = _split(theirs)
+        if pattern not in self.tensors:
+            return None
+        inside = self.tensors[pattern].format(n=numbers[0] if numbers else None)
+        return f"{inside}.{kind}", int(numbers[1]) if len(numbers) > 1 else None
+
+    def from_file(self, inside: str) -> tuple[str, bool] | None:
+        """Hugging Face's name of the file's tensor `inside`, and whether {e} in it stands for the experts of a stack."""
+        pattern, numbers, kind = _split(inside)
+        if pattern not in self._theirs:
+            return None
+        theirs = self._theirs[pattern].replace("{n}", numbers[0] if numbers else "")
+        return f"{theirs}.{kind}", "{e}" in theirs
+
+    def change(self, theirs: str) -> Change | None:
+        """What conversion does to Hugging Face's tensor `theirs`, if anything."""
+        return self.changes.get(_split(theirs)[0])
+
+    @cached_property
+    def _theirs(self) -> dict[str, str]:
+        return {inside: theirs for theirs, inside in self.tensors.items()}
+
+
+def _split(name: str) -> tuple[str, list[str], str]:
+    # "model.layers.3.mlp.up_proj.weight" -> "model.layers.{n}.mlp.up_proj", ["3"], "weight"
+    stem, _, kind = name.rpartition(".")
+    numbers: list[str] = []
+
+    def letter(match: re.Match[str]) -> str:
+        numbers.append(match[0])
+        return "{n}" if len(numbers) == 1 else "{e}"
+
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", letter, stem), numbers, kind
+
+
+def _layers(theirs: str, inside: Mapping[str, str]) -> dict[str, str]:
+    return {theirs.format(name): f"blk.{{n}}.{place}" for name, place in inside.items()}
+
+
+SHAPE_KEYS = (
+    Key("max_position_embeddings", "context_length"),
+    Key("hidden_size", "embedding_length"),
+    Key("num_hidden_layers", "block_count"),
+    Key("num_attention_heads", "attention.head_count"),
+)
+RMS_KEYS = (
+    *SHAPE_KEYS,
+    Key("num_key_value_heads", "attention.head_count_kv", required=False),
+    Key("head_dim", "attention.key_length", required=False),
+    Key("rms_norm_eps", "attention.layer_norm_rms_epsilon", float),
+)
+DENSE_KEYS = (*RMS_KEYS, Key("intermediate_size", "feed_forward_length"))
+WINDOW = Key("sliding_window", "attention.sliding_window", required=False)
+
+ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
+QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+FEEDFORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+OUTPUT_NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+SANDWICH_NORMS = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **OUTPUT_NORMS}
+
+LAYER = "model.layers.{{n}}.{}"
+INTERLEAVED: Mapping[str, Change] = {
+    LAYER.format("self_attn.q_proj"): INTERLEAVED_Q,
+    LAYER.format("self_attn.k_proj"): INTERLEAVED_K,
+}
+
+
+def _plus_one(*names: str) -> dict[str, Change]:
+    return {"model.norm": PLUS_ONE, **{LAYER.format(name): PLUS_ONE for name in names}}
+
+
+def _biases(config: dict[str, Any], names: Collection[str]) -> Config:
+    return {"attention_bias": "blk.0.attn_q.bias" in names, "mlp_bias": "blk.0.ffn_up.bias" in names}
+
+
+def _gemma(config: dict[str, Any], *, pattern: int, widest: int) -> Config:
+    # The scale is 1 / sqrt(head size), but 1 / sqrt(width / heads) in the 27B models, known by their layer count.
+    large = config["num_hidden_layers"] == widest
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": (
+            config["hidden_size"] / config["num_attention_heads"] if large else config.get("head_dim", 0)
+        ),
+        "layer_types": [
+            "full_attention" if (n + 1) % pattern == 0 or not config.get("sliding_window") else "sliding_attention"
+            for n in range(config["num_hidden_layers"])
+        ],
+    }
+
+
+LLAMA = Architecture(
+    name="llama",
+    hf_architecture="LlamaForCausalLM",
+    model_type="llama",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
+    changes=INTERLEAVED,
+    rope_factors=("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"),
+    conventions=_biases,
+)
+
+MIXTRAL = Architecture(
+    name="llama",
+    hf_architecture="MixtralForCausalLM",
+    model_type="mixtral",
+    keys=(
+        *DENSE_KEYS,
+        Key("num_local_experts", "expert_count"),
+        Key("num_experts_per_tok", "expert_used_count"),
+    ),
+    tensors={
+        **ENDS,
+        **_layers(
+            LAYER,
+            {
+                **ATTENTION,
+                **NORMS,
+                "block_sparse_moe.gate": "ffn_gate_inp",
+                "block_sparse_moe.experts.{e}.w1": "ffn_gate_exps",
+                "block_sparse_moe.experts.{e}.w2": "ffn_down_exps",
+                "block_sparse_moe.experts.{e}.w3": "ffn_up_exps",
+            },
+        ),
+    },
+    changes=INTERLEAVED,
+)
+
+QWEN2 = Architecture(
+    name="qwen2",
+    hf_architecture="Qwen2ForCausalLM",
+    model_type="qwen2",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
+)
+
+QWEN3 = Architecture(
+    name="qwen3",
+    hf_architecture="Qwen3ForCausalLM",
+    model_type="qwen3",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **NORMS})},
+    conventions=lambda config, names: {"attention_bias": "blk.0.attn_q.bias" in names},
+)
+
+QWEN3_MOE = Architecture(
+    name="qwen3moe",
+    hf_architecture="Qwen3MoeForCausalLM",
+    model_type="qwen3_moe",
+    keys=(
+        *RMS_KEYS,
+        Key("intermediate_size", "feed_forward_length", required=False),
+        Key("moe_intermediate_size", "expert_feed_forward_length"),
+        Key("num_experts", "expert_count"),
+        Key("num_experts_per_tok", "expert_used_count"),
+    ),
+    tensors={
+        **ENDS,
+        **_layers(
+            LAYER,
+            {
+                **ATTENTION,
+                **QK_NORMS,
+                **NORMS,
+                "mlp.gate": "ffn_gate_inp",
+                "mlp.experts.{e}.gate_proj": "ffn_gate_exps",
+                "mlp.experts.{e}.up_proj": "ffn_up_exps",
+                "mlp.experts.{e}.down_proj": "ffn_down_exps",
+            },
+        ),
+    },
+    conventions=lambda config, names: {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+)
+
+GEMMA2 = Architecture(
+    name="gemma2",
+    hf_architecture="Gemma2ForCausalLM",
+    model_type="gemma2",
+    keys=(
+        *DENSE_KEYS,
+        WINDOW,
+        Key("attn_logit_softcapping", "attn_logit_softcapping", float, required=False),
+        Key("final_logit_softcapping", "final_logit_softcapping", float, required=False),
+    ),
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **SANDWICH_NORMS})},
+    changes=_plus_one(*SANDWICH_NORMS),
+    conventions=lambda config, names: _gemma({"sliding_window": 4096, **config}, pattern=2, widest=46),
+)
+
+GEMMA3 = Architecture(
+    name="gemma3",
+    hf_architecture="Gemma3ForCausalLM",
+    model_type="gemma3_text",
+    keys=(*DENSE_KEYS, WINDOW, Key("final_logit_softcapping", "final_logit_softcapping", float, required=False)),
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **SANDWICH_NORMS})},
+    changes=_plus_one(*SANDWICH_NORMS, *QK_NORMS),
+    conventions=lambda config, names: _gemma(config, pattern=6, widest=62),
+)
+
+PHI3 = Architecture(
+    name="phi3",
+    hf_architecture="Phi3ForCausalLM",
+    model_type="phi3",
+    keys=(*DENSE_KEYS, WINDOW),
+    tensors={
+        **ENDS,
+        **_layers(
+            LAYER,
+            {
+                **NORMS,
+                "self_attn.qkv_proj": "attn_qkv",
+                "self_attn.o_proj": "attn_output",
+                "mlp.gate_up_proj": "ffn_up",
+                "mlp.down_proj": "ffn_down",
+            },
+        ),
+    },
+    rope_factors=("rope_factors_long.weight", "rope_factors_short.weight"),
+    conventions=lambda config, names: {"sliding_window": config.get("sliding_window") or None},
+)
+
+OLMO2 = Architecture(
+    name="olmo2",
+    hf_architecture="Olmo2ForCausalLM",
+    model_type="olmo2",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **OUTPUT_NORMS})},
+)
+
+SMOLLM3 = Architecture(
+    name="smollm3",
+    hf_architecture="SmolLM3ForCausalLM",
+    model_type="smollm3",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
+    changes=INTERLEAVED,
+    # Every fourth layer has no positions.
+    conventions=lambda config, names: {
+        **_biases(config, names),
+        "no_rope_layers": [int((n + 1) % 4 != 0) for n in range(config["num_hidden_layers"])],
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+    },
+)
+
+GPT2 = Architecture(
+    name="gpt2",
+    hf_architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    keys=(
+        Key("n_positions", "context_length"),
+        Key("n_embd", "embedding_length"),
+        Key("n_layer", "block_count"),
+        Key("n_head", "attention.head_count"),
+        Key("n_inner", "feed_forward_length"),
+        Key("layer_norm_epsilon", "attention.layer_norm_epsilon", float),
+    ),
+    tensors={
+        "transformer.wte": "token_embd",
+        "transformer.wpe": "position_embd",
+        "transformer.ln_f": "output_norm",
+        "lm_head": "output",
+        **_layers(
+            "transformer.h.{{n}}.{}",
+            {
+                "ln_1": "attn_norm",
+                "attn.c_attn": "attn_qkv",
+                "attn.c_proj": "attn_output",
+                "ln_2": "ffn_norm",
+                "mlp.c_fc": "ffn_up",
+                "mlp.c_proj": "ffn_down",
+            },
+        ),
+    },
+    changes={
+        f"transformer.h.{{n}}.{name}": TURNED for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    },
+    rotary=False,
+    conventions=lambda config, names: {"activation_function": "gelu_new"},
+)
+
+GPT_NEOX = Architecture(
+    name="gptneox",
+    hf_architecture="GPTNeoXForCausalLM",
+    model_type="gpt_neox",
+    keys=(
+        *SHAPE_KEYS,
+        Key("intermediate_size", "feed_forward_length"),
+        Key("layer_norm_eps", "attention.layer_norm_epsilon", float),
+        Key("use_parallel_residual", "use_parallel_residual", bool),
+    ),
+    tensors={
+        "gpt_neox.embed_in": "token_embd",
+        "gpt_neox.final_layer_norm": "output_norm",
+        "embed_out": "output",
+        **_layers(
+            "gpt_neox.layers.{{n}}.{}",
+            {
+                **NORMS,
+                "attention.query_key_value": "attn_qkv",
+                "attention.dense": "attn_output",
+                "mlp.dense_h_to_4h": "ffn_up",
+                "mlp.dense_4h_to_h": "ffn_down",
+            },
+        ),
+    },
+    changes={"gpt_neox.layers.{n}.attention.query_key_value": PARTS_FIRST},
+    conventions=lambda config, names: {"hidden_act": "gelu", "attention_bias": "blk.0.attn_qkv.bias" in names},
+)
+
+BERT = Architecture(
+    name="bert",
+    hf_architecture="BertModel",
+    model_type="bert",
+    keys=(
+        *SHAPE_KEYS,
+        Key("intermediate_size", "feed_forward_length"),
+        Key("layer_norm_eps", "attention.layer_norm_epsilon", float),
+    ),
+    tensors={
+        "embeddings.word_embeddings": "token_embd",
+        "embeddings.position_embeddings": "position_embd",
+        "embeddings.token_type_embeddings": "token_types",
+        "embeddings.LayerNorm": "token_embd_norm",
+        **_layers(
+            "encoder.layer.{{n}}.{}",
+            {
+                "attention.self.query": "attn_q",
+                "attention.self.key": "attn_k",
+                "attention.self.value": "attn_v",
+                "attention.output.dense": "attn_output",
+                "attention.output.LayerNorm": "attn_output_norm",
+                "intermediate.dense": "ffn_up",
+                "output.dense": "ffn_down",
+                "output.LayerNorm": "layer_output_norm",
+            },
+        ),
+    },
+    fixed={"attention.causal": False},
+    rotary=False,
+    conventions=lambda config, names: {"hidden_act": "gelu", "type_vocab_size": int("token_types.weight" in names) * 2},
+    unplaced=(r"pooler\.dense",),
+)
+
+ARCHITECTURES = (
+    LLAMA,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    SMOLLM3,
+    GPT2,
+    GPT_NEOX,
+    BERT,
+)

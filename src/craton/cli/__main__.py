@@ -1,0 +1,5 @@
+"""`python -m craton.cli` is `craton`."""
+
+from craton.cli import main
+
+main()

@@ -1,0 +1,22 @@
+"""Flags that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from craton.inference.settings import SamplingSettings
+
+DEFAULT_CHAT_MODEL = "smollm2-135m-instruct"
+DEFAULT_EMBED_MODEL = "minilm-l6-v2"
+
+Json = Annotated[bool, Parameter(negative="", help="print one JSON document instead of text for people")]
+DType = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Parameter(help="number format; auto keeps quantised weights packed and else takes the fastest without loss"),
+]
+Threads = Annotated[int | None, Parameter(help="CPU threads (default: what this process may use)")]
+Sampling = Annotated[
+    SamplingSettings, Parameter(name="*", group=Group("Sampling", sort_key=9), negative="", show_default=True)
+]

@@ -1,0 +1,120 @@
+"""Fast stand-ins for a model's linear layers, put in place once when it is loaded for inference."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import Tensor, nn
+
+from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from craton.inference import native
+from craton.trunk import replace_linears
+from craton.trunk.attention import Attention
+from craton.trunk.feedforward import FeedForward
+
+# The block formats that the native kernels multiply as they are.
+PACKED_KINDS = frozenset({"Q4_0", "Q4_1", "Q8_0"})
+
+
+class PackedLinear(nn.Module):
+    """A linear layer over packed 4- or 8-bit weights, by the native kernel. x[T, in] -> [T, out]."""
+
+    def __init__(self, weight: native.PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.packed, self.bias = weight, bias
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return native.linear(x_TD, self.packed, self.bias)
+
+
+class PackedEmbedding(nn.Module):
+    """A token embedding over packed rows, which it may share with the head."""
+
+    def __init__(self, weight: native.PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed, self.dtype = weight, dtype
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return native.rows(self.packed, ids_T, self.dtype)
+
+
+class PrepackedLinear(nn.Module):
+    """A bfloat16 linear layer whose weight lies in oneDNN's own order: the plain order costs half the speed at the few
+    rows of decoding, because it is reordered at every call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features = len(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self.bias = bias
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x_TD, self.weight, self.bias, "none", [], "")
+
+
+def prepare(model: nn.Module, *, prepack: bool) -> None:
+    """Join q/k/v and gate/up into one product each and give every linear layer its fastest form, in place.
+
+    Packed weights go to the native kernel; with `prepack`, bfloat16 ones to oneDNN's order.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused = _join([module.q, module.k, module.v], prepack)
+            if module.fused is not None:
+                module.q = module.k = module.v = nn.Identity()
+        elif isinstance(module, FeedForward) and module.gate is not None:
+            module.fused = _join([module.gate, module.up], prepack)
+            if module.fused is not None:
+                module.gate = module.up = nn.Identity()
+    shared: dict[int, native.PackedWeight] = {}  # a tied head and embedding pack the same blocks once
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        if isinstance(module, QuantizedEmbedding):
+            return PackedEmbedding(_packed(module.quantized, shared), module.dtype)
+        if isinstance(module, QuantizedLinear):
+            return PackedLinear(_packed(module.quantized, shared), module.bias)
+        return PrepackedLinear(module.weight, module.bias)  # type: ignore[arg-type]
+
+    def where(name: str, module: nn.Module) -> bool:
+        if isinstance(module, QuantizedEmbedding | QuantizedLinear):
+            return module.quantized.kind.name in PACKED_KINDS
+        return prepack and isinstance(module, nn.Linear) and not name.endswith("router")
+
+    replace_linears(model, where, make)
+    gc.collect()  # the unjoined weights are garbage now, and they are as large as the model
+
+
+def _packed(weight: QuantizedTensor, shared: dict[int, native.PackedWeight]) -> native.PackedWeight:
+    key = weight.blocks.__array_interface__["data"][0]
+    if key not in shared:
+        shared[key] = native.PackedWeight.from_gguf_blocks(weight.kind.name, weight.blocks)
+    return shared[key]
+
+
+def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
+    # One product over the joined rows; None where the parts are not of one kind.
+    biases = [part.bias for part in parts]
+    if any(b is None for b in biases) and not all(b is None for b in biases):
+        return None
+    bias = torch.cat(biases) if biases[0] is not None else None  # type: ignore[arg-type]
+    if all(isinstance(part, QuantizedLinear) for part in parts):
+        weights = [part.quantized for part in parts]
+        if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
+            return None
+        return PackedLinear(native.PackedWeight.from_gguf_blocks(weights[0].kind.name, _stack(weights)), bias)  # type: ignore[arg-type]
+    if not all(isinstance(part, nn.Linear) for part in parts):
+        return None
+    weight = torch.cat([part.weight for part in parts])  # type: ignore[misc]
+    if prepack:
+        return PrepackedLinear(weight, bias)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+    return linear
+
+
+def _stack(weights: list[QuantizedTensor]) -> object:
+    import numpy as np
+
+    return np.concatenate([weight.blocks for weight in weights])

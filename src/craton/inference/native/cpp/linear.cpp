@@ -1,0 +1,92 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace craton {
+namespace {
+
+// Activations are quantised a slab of rows at a time: enough rows to use each weight often, few enough for the L2 cache.
+constexpr int64_t kSlabBytes = 512 << 10;
+constexpr int64_t kFewestSlabRows = 32;
+
+// Work below which another thread is not worth its wake-up: about two microseconds.
+constexpr int64_t kMacsPerThread = 128 << 10;
+constexpr int64_t kValuesPerThread = 16 << 10;
+
+int64_t slab_rows(int64_t row_bytes) {
+    return std::max(kSlabBytes / row_bytes / kTileRows * kTileRows, kFewestSlabRows);
+}
+
+const uint8_t* element(const Rows<const void>& rows, int64_t row) {
+    return static_cast<const uint8_t*>(rows.data) + row * rows.stride * (rows.type == CRATON_F32 ? 4 : 2);
+}
+
+// Rows begin .. end of a tile's sums, plus the bias, to their places in y.
+template <typename T>
+void store(const float* sums, const Tile& tile, int64_t first_output, int64_t outputs, const float* bias, T* y,
+           int64_t stride) {
+    for (int64_t m = 0; m < tile.width; ++m, sums += kStripRows) {
+        T* out = y + (tile.first + m) * stride + first_output;
+        for (int64_t n = 0; n < outputs; ++n) store_float(out + n, bias ? sums[n] + bias[first_output + n] : sums[n]);
+    }
+}
+
+// Strips begin .. end of the weight times all rows of the slab.
+template <typename T>
+void multiply_strips(const Weight& weight, const uint8_t* slab, int64_t rows, const float* bias, T* y, int64_t stride,
+                     int64_t begin, int64_t end) {
+    const auto multiply = kernels().multiply[weight.format];
+    const int64_t row_bytes = weight.groups * kTileGroupBytes;
+    float sums[kTileRows * kStripRows];
+    for (int64_t s = begin; s < end; ++s) {
+        Strip strip{weight.block(s * kStripBlocks), std::min(kStripBlocks, weight.blocks() - s * kStripBlocks),
+                    weight.groups, s + 1 < end ? weight.block((s + 1) * kStripBlocks) : nullptr};
+        const int64_t first_output = s * kStripRows, outputs = std::min(kStripRows, weight.rows - first_output);
+        for (Tile tile = tile_at(0, rows); tile.first < rows; tile = tile_at(tile.first + tile.width, rows)) {
+            multiply(strip, slab + tile.first * row_bytes, tile.width, sums);
+            store(sums, tile, first_output, outputs, bias, y, stride);
+            strip.next = nullptr;  // fetched once
+        }
+    }
+}
+
+}  // namespace
+
+void linear(const Weight& weight, const Rows<const void>& x, const float* bias, const Rows<void>& y, int32_t threads) {
+    thread_local std::vector<uint8_t> scratch;
+    const int64_t row_bytes = weight.groups * kTileGroupBytes, columns = weight.groups * kGroup;
+    const int64_t most_rows = std::min(slab_rows(row_bytes), x.count);
+    if (int64_t(scratch.size()) < most_rows * row_bytes) scratch.resize(size_t(most_rows * row_bytes));
+    uint8_t* const slab = scratch.data();
+    const auto quantize = kernels().quantize[weight.format][x.type];
+
+    for (int64_t first = 0; first < x.count; first += most_rows) {
+        const int64_t rows = std::min(most_rows, x.count - first);
+        parallel_for(threads, rows, kValuesPerThread / columns + 1, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                // The tile that holds the row: rows come in whole tiles of the greatest width, then in smaller ones.
+                Tile tile = tile_at(row / kTileRows * kTileRows, rows);
+                while (row >= tile.first + tile.width) tile = tile_at(tile.first + tile.width, rows);
+                quantize(element(x, first + row), weight.groups, slab + tile.first * row_bytes, tile.width,
+                         row - tile.first);
+            }
+        });
+        const int64_t strips = (weight.blocks() + kStripBlocks - 1) / kStripBlocks;
+        const int64_t grain = kMacsPerThread / (rows * columns * kStripRows) + 1;
+        parallel_for(threads, strips, grain, [&](int64_t begin, int64_t end) {
+            if (y.type == CRATON_F32) {
+                float* out = static_cast<float*>(y.data) + first * y.stride;
+                multiply_strips(weight, slab, rows, bias, out, y.stride, begin, end);
+            } else {
+                BFloat* out = static_cast<BFloat*>(y.data) + first * y.stride;
+                multiply_strips(weight, slab, rows, bias, out, y.stride, begin, end);
+            }
+        });
+    }
+}
+
+}  // namespace craton

@@ -1,0 +1,17 @@
+// The quantised linear layer: y = x @ weight.T + bias.
+#pragma once
+
+#include "layout.h"
+
+namespace craton {
+
+template <typename T>
+struct Rows {
+    T* data;
+    int64_t count, stride;
+    craton_type type;
+};
+
+void linear(const Weight& weight, const Rows<const void>& x, const float* bias, const Rows<void>& y, int32_t threads);
+
+}  // namespace craton

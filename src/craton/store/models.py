@@ -1,0 +1,307 @@
+"""What is in the store: find, list and verify models. Files are the truth; torch is not needed to read them.
+
+`<home>/models/<name>/v<N>/manifest.json` describes one immutable version. The model's files lie beside it if the store
+fetched them; a model of the hub's cache or of a user's folder is read where it lies. `publishing` is what writes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from craton.checkpoints.disk import disk_errors, sha256_of
+from craton.checkpoints.sources import Progress, SourceKind, hub_snapshot, licence_of, model_files, parse_reference
+from craton.errors import CheckpointError, StoreError, UnknownName, UsageError
+from craton.store.folders import home
+from craton.store.manifest import MANIFEST_NAME, FileEntry, Parent, read_manifest
+
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
+ID: Final = re.compile(rf"({NAME.pattern})(?:@v([1-9][0-9]{{0,8}}))?")  # "name" or "name@v3"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model that can be opened: `location` is its folder or file.
+
+    `folder` is its place in the store; a model used in place without being stored has none, and version 0.
+    `is_new` is true only of the answer of the pull that stored it.
+    """
+
+    name: str
+    version: int
+    kind: SourceKind
+    source: str
+    location: Path
+    files: tuple[FileEntry, ...] = ()
+    created: str | None = None
+    licence: str | None = None
+    parents: tuple[Parent, ...] = ()
+    folder: Path | None = None
+    is_new: bool = False
+
+    @property
+    def id(self) -> str:
+        """ "name@v3", or the bare name of a model that is not stored."""
+        return f"{self.name}@v{self.version}" if self.version else self.name
+
+    @property
+    def size(self) -> int:
+        """The bytes of its recorded files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the files belong to somebody else, so that the store never deletes them."""
+        return self.folder is None or not self.location.is_relative_to(self.folder)
+
+    @property
+    def root(self) -> Path:
+        """The folder that the paths of `files` are relative to."""
+        if self.folder is not None and not self.in_place:
+            return self.folder
+        return self.location if self.kind in (SourceKind.HUB, SourceKind.FOLDER) else self.location.parent
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file that is not as the manifest says."""
+
+    what: Literal["changed", "missing", "extra"]
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.path}"
+
+
+def list_models() -> list[StoredModel]:
+    """Every readable stored version, by name and version. What cannot be read is in `damaged_models`."""
+    return [model for model in _scan(home_folder()) if isinstance(model, StoredModel)]
+
+
+def damaged_models() -> list[StoreError]:
+    """One error for each stored version whose manifest cannot be read; `remove` still removes such a version."""
+    return [model for model in _scan(home_folder()) if isinstance(model, StoreError)]
+
+
+def find(name_or_path: str) -> StoredModel:
+    """The model that a user means: a stored name, `name@vN`, a built-in name, `hf:...`, or a path used in place.
+
+    Never fetches anything.
+
+    Raises:
+        UnknownName: a name or version that is neither stored nor built in.
+        UsageError: a built-in model that was not pulled yet, or a path with nothing there.
+        StoreError: a stored model whose files are gone or damaged.
+        DownloadError: a hub model that is not in the hub's cache.
+    """
+    stored = stored_model(home_folder(), name_or_path)
+    if stored is not None:
+        return _usable(stored)
+    models = list_models()
+    reference = parse_reference(name_or_path, known={model.name for model in models})
+    if reference.path is not None:
+        return StoredModel(reference.path.stem, 0, reference.kind, reference.text, reference.path)
+    for model in reversed(models):  # pulled under another name
+        if model.source == reference.text:
+            return _usable(model)
+    if reference.repo is None:
+        raise UsageError(f"{name_or_path} has not been fetched yet", remedy=f"craton pull {name_or_path}")
+    folder = hub_snapshot(reference.repo, reference.revision, cached_only=True)
+    name = reference.repo.partition("/")[2]
+    return StoredModel(name, 0, reference.kind, reference.text, folder, licence=licence_of(folder))
+
+
+def verify(name: str, progress: Progress | None = None) -> list[Problem]:
+    """Hash every file of a stored model again and say what differs from its manifest: nothing, if all is well.
+
+    Raises:
+        UnknownName: no stored model has this name.
+        StoreError: the manifest or a file cannot be read.
+    """
+    home = home_folder()
+    stored = stored_model(home, name)
+    if stored is None:
+        raise UnknownName("stored model", name, [model.id for model in list_models()])
+    return problems_of(stored, progress or silent, trust_times=False)
+
+
+def versions_of(home: Path, name: str) -> list[tuple[int, Path]]:
+    folder = home / "models" / name
+    if not folder.is_dir():
+        return []
+    with disk_errors("read the store", folder):
+        found = [(re.fullmatch(r"v([1-9]\d{0,8})", path.name, re.ASCII), path) for path in folder.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _scan(home: Path) -> Iterator[StoredModel | StoreError]:
+    models = home / "models"
+    with disk_errors("read the store", models):
+        names = sorted(path.name for path in models.iterdir()) if models.is_dir() else []
+    for name in names:
+        for _, folder in versions_of(home, name) if NAME.fullmatch(name) else ():
+            try:
+                yield load_version(folder)
+            except StoreError as error:
+                yield error
+
+
+def load_version(folder: Path) -> StoredModel:
+    manifest = read_manifest(folder)
+    if (manifest.name, f"v{manifest.version}") != (folder.parent.name, folder.name):
+        raise StoreError(
+            f"the manifest is of {manifest.name}@v{manifest.version}, not of the folder it lies in",
+            where=str(folder),
+            remedy="move the folder back to where it was, or remove it",
+        )
+    return StoredModel(
+        name=manifest.name,
+        version=manifest.version,
+        kind=manifest.kind,
+        source=manifest.source,
+        location=folder / manifest.location,  # an absolute location stands for itself
+        files=manifest.files,
+        created=manifest.created,
+        licence=manifest.licence,
+        parents=manifest.parents,
+        folder=folder,
+    )
+
+
+def stored_model(home: Path, text: str) -> StoredModel | None:
+    """The stored model `name` (its newest version) or `name@vN`; None if nothing of that name is stored."""
+    match = ID.fullmatch(text)
+    versions = dict(versions_of(home, match[1])) if match else {}
+    if not match or not versions:
+        return None
+    if match[2] is None:
+        return load_version(versions[max(versions)])
+    if int(match[2]) not in versions:
+        raise UnknownName("version", text, [f"{match[1]}@v{version}" for version in versions])
+    return load_version(versions[int(match[2])])
+
+
+def _usable(model: StoredModel) -> StoredModel:
+    if not model.location.exists():
+        raise StoreError(
+            f"{model.id} lay at {model.location}, which is gone",
+            where=str(model.folder),
+            remedy=f"craton pull {model.name}, or forget it: craton rm {model.id}",
+        )
+    if not model.in_place:
+        for file in model.files:
+            path = model.root / file.path
+            if not path.is_file() or path.stat().st_size != file.size:
+                raise StoreError(
+                    f"{model.id} is damaged: {file.path} is missing or cut short",
+                    where=str(path),
+                    remedy=f"craton pull {model.name} fetches it again",
+                )
+    return model
+
+
+def problems_of(model: StoredModel, report: Progress, *, trust_times: bool) -> list[Problem]:
+    """trust_times: a file of the recorded size and modification time is taken as unchanged without reading it."""
+    count = counter(report, "checking", model.size)
+    problems = []
+    for file in model.files:
+        path = model.root / file.path
+        if not path.is_file():
+            problems.append(Problem("missing", file.path))
+            continue
+        stat = path.stat()
+        if stat.st_size == file.size and trust_times and stat.st_mtime_ns == file.mtime_ns:
+            continue
+        if stat.st_size != file.size or sha256_of(path, count) != file.sha256:
+            problems.append(Problem("changed", file.path))
+    extra = set(_present_files(model)) - {file.path for file in model.files}
+    return problems + [Problem("extra", path) for path in sorted(extra)]
+
+
+def _present_files(model: StoredModel) -> list[str]:
+    if not model.in_place:
+        return [name for name in files_below(model.root) if name != MANIFEST_NAME]
+    if model.kind in (SourceKind.HUB, SourceKind.FOLDER):
+        with contextlib.suppress(CheckpointError):  # no weights any more: those are reported as missing
+            return model_files(model.root)
+    return []
+
+
+@contextlib.contextmanager
+def _building(home: Path) -> Iterator[Path]:
+    """A fresh folder to build a version in; whatever is left of it is removed."""
+    folder = make_folder(home / "tmp" / new_ulid())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    make_folder(final.parent)
+    with disk_errors(f"publish {final.parent.name}", final):
+        for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            sync_folder(inner)
+        try:
+            os.rename(folder, final)
+        except OSError as error:
+            # Only where there are no locks: another process published this version first, and its copy serves as well.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        sync_folder(final.parent)
+        sync_folder(final.parent.parent)
+
+
+def _discard(folder: Path, tmp: Path) -> None:
+    """Take a version out of the store by one rename; only then delete it file by file."""
+    away = tmp / new_ulid()
+    with disk_errors(f"remove {folder.parent.name}", folder):
+        os.rename(folder, away)
+        shutil.rmtree(away)
+
+
+def _sweep(tmp: Path) -> None:
+    """Delete what killed processes left behind long enough ago that nobody can be at work on it."""
+    with disk_errors("look for leftovers", tmp):
+        for folder in tmp.iterdir():
+            made = ulid_seconds(folder.name)
+            if made is not None and time.time() - made > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _next_version(home: Path, name: str) -> int:
+    return max((version for version, _ in versions_of(home, name)), default=0) + 1
+
+
+def _hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, ...]:
+    with disk_errors("read the model", root):
+        stats = {name: (root / name).stat() for name in names}
+    count = counter(report, "hashing", sum(stat.st_size for stat in stats.values()))
+    return tuple(
+        FileEntry(path=name, sha256=sha256_of(root / name, count), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        for name, stat in stats.items()
+    )
+
+
+def files_below(root: Path) -> list[str]:
+    with disk_errors("read the model", root):
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+
+
+def counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        report(stage, done, total)
+
+    return count
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress of a caller who does not want any."""
