@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from craton.checkpoints.families import family_of
 from craton.checkpoints.families.family import Family, Keys
-from craton.checkpoints.gguf_model import open_gguf_model
+from craton.checkpoints.finite import is_finite
+from craton.checkpoints.gguf_model import open_gguf_model, read_gguf_pooling
 from craton.checkpoints.names import Entry
 from craton.checkpoints.pooling import read_pooling
 from craton.checkpoints.safetensors import TensorFolder, open_weights
@@ -34,8 +36,8 @@ class SafetensorsSource:
 
     def __init__(self, folder: TensorFolder) -> None:
         self._folder = folder
-        self.shapes = {name: info.shape for name, info in folder.tensors.items()}
-        self.kinds = {name: info.dtype for name, info in folder.tensors.items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: info.shape for name, info in folder.tensors.items()}
+        self.kinds: Mapping[str, str] = {name: info.dtype for name, info in folder.tensors.items()}
 
     def weight(self, name: str) -> Weight:
         """The named tensor, mapped from the file."""
@@ -47,7 +49,7 @@ class Checkpoint:
     """A published checkpoint, opened and understood but not loaded.
 
     hf: its config.json (made from the metadata for GGUF). config: the same in our terms. metadata: GGUF's, or empty.
-    pooling: what the sentence-transformers files beside the weights say, if there are any.
+    pooling: what a sentence encoder's files say, if they say anything.
     """
 
     path: Path
@@ -66,16 +68,16 @@ class Checkpoint:
         """
         path = Path(path)
         metadata: Mapping[str, Any] = {}
+        source: WeightSource
         if path.suffix == ".gguf":
             hf, source, metadata = open_gguf_model(path)
-            where = str(path)
+            where, pooling = str(path), read_gguf_pooling(metadata)
         else:
             folder = path if path.is_dir() else path.parent
             hf, source = read_json(folder / "config.json"), SafetensorsSource(open_weights(path))
-            where = str(folder / "config.json")
+            where, pooling = str(folder / "config.json"), read_pooling(folder)
         family = family_of(hf, where)
         config = family.config(Keys(hf, where, frozenset(source.shapes)))
-        pooling = None if path.suffix == ".gguf" else read_pooling(path if path.is_dir() else path.parent)
         return cls(path, hf, family, config, source, metadata, pooling)
 
     @property
@@ -105,23 +107,16 @@ class Checkpoint:
 
         Raises CheckpointError naming missing, surplus or misshapen tensors, and tensors that hold NaN or infinity.
         """
-        with torch.device("meta"):
-            model = build(self.config)
         entries = self.family.entries(self.config)
         prefix = self._prefix(entries)
         self._check_names(entries, prefix)
-        expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        model = self._skeleton()
+        self._check_shapes(entries, prefix, model)
         quantized: dict[str, QuantizedTensor] = {}
         state: dict[str, Tensor] = {}
         for entry in entries:
             weights = self._converted(entry, prefix, packed)
             for name, weight in zip(entry.ours, weights, strict=True):
-                if tuple(weight.shape) != expected[name]:
-                    raise CheckpointError(
-                        f"tensor {prefix + entry.theirs[0]!r} has shape {list(weight.shape)}, "
-                        f"the config asks for {list(expected[name])}",
-                        where=str(self.path),
-                    )
                 if isinstance(weight, QuantizedTensor):
                     quantized[name] = weight
                 else:
@@ -134,6 +129,14 @@ class Checkpoint:
         if getattr(self.config, "tied", False) and not quantized.get("head.weight"):
             model.head.weight = model.embedding.weight  # type: ignore[union-attr]
         return model.requires_grad_(False).eval()
+
+    def _skeleton(self) -> AnyModel:
+        # The modules without memory and without initial weights.
+        try:
+            with torch.device("meta"), _Uninitialised():
+                return build(self.config)
+        except (RuntimeError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
+            raise CheckpointError(f"the config makes no model: {error}", where=str(self.path)) from None
 
     def _prefix(self, entries: list[Entry]) -> str:
         # Files of one family come with and without their base model's name before every tensor.
@@ -158,6 +161,18 @@ class Checkpoint:
                 remedy="config.json belongs to another model, or the checkpoint has a part that is not known here",
             )
 
+    def _check_shapes(self, entries: list[Entry], prefix: str, model: AnyModel) -> None:
+        ours = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+        for entry in entries:
+            for name, tensor in zip(entry.theirs, entry.save([ours[name] for name in entry.ours]), strict=True):
+                shape = self.source.shapes[prefix + name]
+                if tuple(shape) != tuple(tensor.shape):
+                    raise CheckpointError(
+                        f"tensor {prefix + name!r} has shape {list(shape)}, the config asks for {list(tensor.shape)}",
+                        where=str(self.path),
+                        remedy="config.json belongs to another model, or the weights do",
+                    )
+
     def _ignorable(self, name: str) -> bool:
         tied_head = getattr(self.config, "tied", False) and name == "lm_head.weight"
         return tied_head or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
@@ -168,9 +183,23 @@ class Checkpoint:
             weight = self.source.weight(prefix + name)
             if isinstance(weight, QuantizedTensor) and not (packed and entry.by_rows and len(weight.shape) == 2):
                 weight = weight.dequantize()
-            _refuse_non_finite(weight, prefix + name, self.path)
+            if not is_finite(weight):
+                raise CheckpointError(
+                    f"tensor {prefix + name!r} holds NaN or infinite values",
+                    where=str(self.path),
+                    remedy="the checkpoint is damaged or its training diverged; fetch it again",
+                )
             weights.append(weight)
         return list(entry.load(weights))  # type: ignore[arg-type]
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules are made without filling their weights (which, for an embedding, would import torch's compiler)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -201,18 +230,6 @@ def _place_quantized(
         return QuantizedLinear(weight, state.get(f"{name}.bias"))
 
     replace_linears(model, lambda name, _: f"{name}.weight" in quantized, make)
-
-
-def _refuse_non_finite(weight: Weight, name: str, path: Path) -> None:
-    # For block-quantised rows the scales decide; they are checked when the rows are unpacked.
-    if isinstance(weight, QuantizedTensor):
-        return
-    if weight.is_floating_point() and weight.numel() and not torch.stack(weight.float().aminmax()).isfinite().all():
-        raise CheckpointError(
-            f"tensor {name!r} holds NaN or infinite values",
-            where=str(path),
-            remedy="the checkpoint is damaged or its training diverged; fetch it again",
-        )
 
 
 def _some(names: list[str]) -> str:

@@ -12,7 +12,8 @@ from typing import Final
 
 from craton.errors import StoreError
 
-_REMEDIES: Final = {
+# The errors that are about the disk, and what can be done.
+DISK_FAULTS: Final = {
     errno.ENOSPC: "free some space on this disk, or use another one",
     errno.EDQUOT: "free some of your quota on this disk, or use another one",
     errno.EACCES: "choose a place that you may use, or change its permissions",
@@ -28,7 +29,7 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        raise StoreError(f"cannot {doing}: {why}", where=str(path), remedy=_REMEDIES.get(error.errno or 0)) from error
+        raise StoreError(f"cannot {doing}: {why}", where=str(path), remedy=DISK_FAULTS.get(error.errno or 0)) from error
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

@@ -7,7 +7,7 @@ Names: the `gguf` package of the GGML project; what files leave unsaid: llama.cp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from craton.checkpoints.gguf_changes import INTERLEAVED_K, INTERLEAVED_Q, PARTS_FIRST, PLUS_ONE, TURNED, Change
 
 Config = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]  # of the file's tensors
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,15 @@ class Key:
 class Architecture:
     """One `general.architecture`.
 
+    hf_architectures: what a file is read as; after it, what is written as such a file where nothing is lost by it.
     tensors: names without ".weight" and ".bias". changes: by Hugging Face's name, what conversion does besides.
     fixed: metadata that every file has. rope_factors: the tensors of rotary factors that a file may have.
-    conventions: config.json keys that files leave unsaid, from those that they say and the names of their tensors.
+    conventions: config.json keys that files leave unsaid, from those that they say and the shapes of their tensors.
     unplaced: Hugging Face's tensors that the format leaves out, since no output of the model needs them.
     """
 
     name: str
-    hf_architecture: str
+    hf_architectures: tuple[str, ...]
     model_type: str
     keys: tuple[Key, ...]
     tensors: Mapping[str, str]
@@ -46,7 +48,7 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     rotary: bool = True
     rope_factors: tuple[str, ...] = ()
-    conventions: Callable[[dict[str, Any], Collection[str]], Config] = lambda config, names: {}
+    conventions: Callable[[Config, Shapes], dict[str, Any]] = lambda config, shapes: {}
     unplaced: tuple[str, ...] = ()
 
     @property
@@ -63,14 +65,14 @@ class Architecture:
         return f"{inside}.{kind}", int(numbers[1]) if len(numbers) > 1 else None
 
     def from_file(self, inside: str) -> tuple[str, bool] | None:
-        """Hugging Face's name of the file's tensor `inside`, and whether {e} in it stands for the experts of a stack."""
+        """Hugging Face's name of the file's tensor `inside`, and whether it has an {e} for the experts of a stack."""
         pattern, numbers, kind = _split(inside)
         if pattern not in self._theirs:
             return None
         theirs = self._theirs[pattern].replace("{n}", numbers[0] if numbers else "")
         return f"{theirs}.{kind}", "{e}" in theirs
 
-    def change(self, theirs: str) -> Change | None:
+    def change_of(self, theirs: str) -> Change | None:
         """What conversion does to Hugging Face's tensor `theirs`, if anything."""
         return self.changes.get(_split(theirs)[0])
 
@@ -137,12 +139,12 @@ def _plus_one(*names: str) -> dict[str, Change]:
     return {"model.norm": PLUS_ONE, **{LAYER.format(name): PLUS_ONE for name in names}}
 
 
-def _biases(config: dict[str, Any], names: Collection[str]) -> Config:
-    return {"attention_bias": "blk.0.attn_q.bias" in names, "mlp_bias": "blk.0.ffn_up.bias" in names}
+def _biases(config: Config, shapes: Shapes) -> dict[str, Any]:
+    return {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
 
 
-def _gemma(config: dict[str, Any], *, pattern: int, widest: int) -> Config:
-    # The scale is 1 / sqrt(head size), but 1 / sqrt(width / heads) in the 27B models, known by their layer count.
+def _gemma(config: Config, *, pattern: int, widest: int) -> dict[str, Any]:
+    # Scores are scaled by the head size, but by width / heads in the 27B models, which only their layer count tells.
     large = config["num_hidden_layers"] == widest
     return {
         "hidden_activation": "gelu_pytorch_tanh",
@@ -158,7 +160,7 @@ def _gemma(config: dict[str, Any], *, pattern: int, widest: int) -> Config:
 
 LLAMA = Architecture(
     name="llama",
-    hf_architecture="LlamaForCausalLM",
+    hf_architectures=("LlamaForCausalLM", "MistralForCausalLM"),
     model_type="llama",
     keys=DENSE_KEYS,
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
@@ -169,7 +171,7 @@ LLAMA = Architecture(
 
 MIXTRAL = Architecture(
     name="llama",
-    hf_architecture="MixtralForCausalLM",
+    hf_architectures=("MixtralForCausalLM",),
     model_type="mixtral",
     keys=(
         *DENSE_KEYS,
@@ -195,7 +197,7 @@ MIXTRAL = Architecture(
 
 QWEN2 = Architecture(
     name="qwen2",
-    hf_architecture="Qwen2ForCausalLM",
+    hf_architectures=("Qwen2ForCausalLM",),
     model_type="qwen2",
     keys=DENSE_KEYS,
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
@@ -203,16 +205,16 @@ QWEN2 = Architecture(
 
 QWEN3 = Architecture(
     name="qwen3",
-    hf_architecture="Qwen3ForCausalLM",
+    hf_architectures=("Qwen3ForCausalLM",),
     model_type="qwen3",
     keys=DENSE_KEYS,
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **NORMS})},
-    conventions=lambda config, names: {"attention_bias": "blk.0.attn_q.bias" in names},
+    conventions=lambda config, shapes: {"attention_bias": "blk.0.attn_q.bias" in shapes},
 )
 
 QWEN3_MOE = Architecture(
     name="qwen3moe",
-    hf_architecture="Qwen3MoeForCausalLM",
+    hf_architectures=("Qwen3MoeForCausalLM",),
     model_type="qwen3_moe",
     keys=(
         *RMS_KEYS,
@@ -236,12 +238,22 @@ QWEN3_MOE = Architecture(
             },
         ),
     },
-    conventions=lambda config, names: {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    conventions=lambda config, shapes: {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+)
+
+GEMMA = Architecture(
+    name="gemma",
+    hf_architectures=("GemmaForCausalLM",),
+    model_type="gemma",
+    keys=DENSE_KEYS,
+    tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
+    changes=_plus_one(*NORMS),
+    conventions=lambda config, shapes: {"hidden_activation": "gelu_pytorch_tanh"},
 )
 
 GEMMA2 = Architecture(
     name="gemma2",
-    hf_architecture="Gemma2ForCausalLM",
+    hf_architectures=("Gemma2ForCausalLM",),
     model_type="gemma2",
     keys=(
         *DENSE_KEYS,
@@ -251,22 +263,22 @@ GEMMA2 = Architecture(
     ),
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **SANDWICH_NORMS})},
     changes=_plus_one(*SANDWICH_NORMS),
-    conventions=lambda config, names: _gemma({"sliding_window": 4096, **config}, pattern=2, widest=46),
+    conventions=lambda config, shapes: _gemma({"sliding_window": 4096, **config}, pattern=2, widest=46),
 )
 
 GEMMA3 = Architecture(
     name="gemma3",
-    hf_architecture="Gemma3ForCausalLM",
+    hf_architectures=("Gemma3ForCausalLM",),
     model_type="gemma3_text",
     keys=(*DENSE_KEYS, WINDOW, Key("final_logit_softcapping", "final_logit_softcapping", float, required=False)),
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **SANDWICH_NORMS})},
     changes=_plus_one(*SANDWICH_NORMS, *QK_NORMS),
-    conventions=lambda config, names: _gemma(config, pattern=6, widest=62),
+    conventions=lambda config, shapes: _gemma(config, pattern=6, widest=62),
 )
 
 PHI3 = Architecture(
     name="phi3",
-    hf_architecture="Phi3ForCausalLM",
+    hf_architectures=("Phi3ForCausalLM",),
     model_type="phi3",
     keys=(*DENSE_KEYS, WINDOW),
     tensors={
@@ -283,12 +295,12 @@ PHI3 = Architecture(
         ),
     },
     rope_factors=("rope_factors_long.weight", "rope_factors_short.weight"),
-    conventions=lambda config, names: {"sliding_window": config.get("sliding_window") or None},
+    conventions=lambda config, shapes: {"sliding_window": config.get("sliding_window") or None},
 )
 
 OLMO2 = Architecture(
     name="olmo2",
-    hf_architecture="Olmo2ForCausalLM",
+    hf_architectures=("Olmo2ForCausalLM",),
     model_type="olmo2",
     keys=DENSE_KEYS,
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **OUTPUT_NORMS})},
@@ -296,14 +308,14 @@ OLMO2 = Architecture(
 
 SMOLLM3 = Architecture(
     name="smollm3",
-    hf_architecture="SmolLM3ForCausalLM",
+    hf_architectures=("SmolLM3ForCausalLM",),
     model_type="smollm3",
     keys=DENSE_KEYS,
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **NORMS})},
     changes=INTERLEAVED,
     # Every fourth layer has no positions.
-    conventions=lambda config, names: {
-        **_biases(config, names),
+    conventions=lambda config, shapes: {
+        **_biases(config, shapes),
         "no_rope_layers": [int((n + 1) % 4 != 0) for n in range(config["num_hidden_layers"])],
         "no_rope_layer_interval": 4,
         "use_sliding_window": False,
@@ -312,7 +324,7 @@ SMOLLM3 = Architecture(
 
 GPT2 = Architecture(
     name="gpt2",
-    hf_architecture="GPT2LMHeadModel",
+    hf_architectures=("GPT2LMHeadModel",),
     model_type="gpt2",
     keys=(
         Key("n_positions", "context_length"),
@@ -323,12 +335,12 @@ GPT2 = Architecture(
         Key("layer_norm_epsilon", "attention.layer_norm_epsilon", float),
     ),
     tensors={
-        "transformer.wte": "token_embd",
-        "transformer.wpe": "position_embd",
-        "transformer.ln_f": "output_norm",
+        "wte": "token_embd",
+        "wpe": "position_embd",
+        "ln_f": "output_norm",
         "lm_head": "output",
         **_layers(
-            "transformer.h.{{n}}.{}",
+            "h.{{n}}.{}",
             {
                 "ln_1": "attn_norm",
                 "attn.c_attn": "attn_qkv",
@@ -340,15 +352,16 @@ GPT2 = Architecture(
         ),
     },
     changes={
-        f"transformer.h.{{n}}.{name}": TURNED for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        f"h.{{n}}.{name}": TURNED for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     },
     rotary=False,
-    conventions=lambda config, names: {"activation_function": "gelu_new"},
+    # Some files hold the embedding a second time, as the head.
+    conventions=lambda config, shapes: {"activation_function": "gelu_new", "tie_word_embeddings": True},
 )
 
 GPT_NEOX = Architecture(
     name="gptneox",
-    hf_architecture="GPTNeoXForCausalLM",
+    hf_architectures=("GPTNeoXForCausalLM",),
     model_type="gpt_neox",
     keys=(
         *SHAPE_KEYS,
@@ -372,12 +385,12 @@ GPT_NEOX = Architecture(
         ),
     },
     changes={"gpt_neox.layers.{n}.attention.query_key_value": PARTS_FIRST},
-    conventions=lambda config, names: {"hidden_act": "gelu", "attention_bias": "blk.0.attn_qkv.bias" in names},
+    conventions=lambda config, shapes: {"hidden_act": "gelu", "attention_bias": "blk.0.attn_qkv.bias" in shapes},
 )
 
 BERT = Architecture(
     name="bert",
-    hf_architecture="BertModel",
+    hf_architectures=("BertModel",),
     model_type="bert",
     keys=(
         *SHAPE_KEYS,
@@ -405,7 +418,10 @@ BERT = Architecture(
     },
     fixed={"attention.causal": False},
     rotary=False,
-    conventions=lambda config, names: {"hidden_act": "gelu", "type_vocab_size": int("token_types.weight" in names) * 2},
+    conventions=lambda config, shapes: {
+        "hidden_act": "gelu",
+        "type_vocab_size": shapes.get("token_types.weight", (0,))[0],
+    },
     unplaced=(r"pooler\.dense",),
 )
 
@@ -415,6 +431,7 @@ ARCHITECTURES = (
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     PHI3,

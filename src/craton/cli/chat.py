@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from craton.cli.options import DEFAULT_CHAT_MODEL, DType, Sampling, Threads
+from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, DType, Sampling, Threads
 from craton.cli.terminal import load_model, speed_line, stderr, write
 from craton.errors import CratonError
 
@@ -18,7 +18,6 @@ from craton.inference.settings import SamplingSettings
 if TYPE_CHECKING:
     from craton.inference.model import Model
 
-DEFAULT_SAMPLING = SamplingSettings()
 HELP = """\
   /system TEXT  set the system message (without TEXT: show it) and start again
   /reset        forget the conversation
@@ -37,11 +36,12 @@ def chat(
     threads: Threads = None,
 ) -> None:
     """Talk with a model. Type /help inside for what can be done there."""
+    checked = sampling.settings()
     loaded = load_model(model, dtype=dtype, threads=threads)
     loaded.render([{"role": "user", "content": "."}])  # a model that cannot chat says so now
     stderr.print("[dim]/help for help, Ctrl-D to leave[/]")
     _prepare_line_editing()
-    Conversation(loaded, sampling, system).run()
+    Conversation(loaded, checked, system).run()
 
 
 class Conversation:

@@ -9,12 +9,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from craton.cli.options import DEFAULT_CHAT_MODEL, DType, Json, Sampling, Threads
+from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, DType, Json, Sampling, Threads
 from craton.cli.terminal import completion_json, load_model, print_json, speed_line, stderr, write
 from craton.errors import UsageError
 from craton.inference.settings import SamplingSettings
-
-DEFAULT_SAMPLING = SamplingSettings()
 
 
 def generate(
@@ -36,14 +34,15 @@ def generate(
     json: Json = False,
 ) -> None:
     """Continue a text. The text goes to standard output, notes go to standard error."""
+    checked = sampling.settings()
     if jsonl:
         if prompt is not None:
             raise UsageError("--jsonl reads prompts from standard input", remedy="leave the prompt out")
-        return _batch(model, sampling, dtype, threads)
+        return _batch(model, checked, dtype, threads)
+    settings = checked.model_dump()
     text = sys.stdin.read() if prompt is None else prompt
     loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
-    settings = sampling.model_dump()
-    if json or sampling.n > 1:
+    if json or checked.n > 1:
         completion = loaded.generate(text, **settings)
         if json:
             return print_json(completion_json(completion, loaded.name))

@@ -97,11 +97,17 @@ def size(nbytes: int) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar with rate and time left on standard error; gives a callback (bytes done, total or None)."""
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar with rate and time left on standard error; gives a callback (stage, bytes done, bytes in all)."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
-        task = bar.add_task(escape(what), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(escape(stage), total=None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +89,14 @@ def prepare(model: nn.Module, *, prepack: bool) -> None:
 def _packed(weight: QuantizedTensor, shared: dict[int, native.PackedWeight]) -> native.PackedWeight:
     key = weight.blocks.__array_interface__["data"][0]
     if key not in shared:
-        shared[key] = native.PackedWeight.from_gguf_blocks(weight.kind.name, weight.blocks)
+        shared[key] = _pack([weight])
     return shared[key]
+
+
+def _pack(weights: list[QuantizedTensor]) -> native.PackedWeight:
+    # The blocks lie in a read-only map of the file, which torch will not share; joining copies them.
+    blocks = np.concatenate([weight.blocks for weight in weights])
+    return native.PackedWeight.from_gguf_blocks(weights[0].kind.name, torch.from_numpy(blocks))
 
 
 def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
@@ -102,7 +109,7 @@ def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
         weights = [part.quantized for part in parts]
         if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
             return None
-        return PackedLinear(native.PackedWeight.from_gguf_blocks(weights[0].kind.name, _stack(weights)), bias)  # type: ignore[arg-type]
+        return PackedLinear(_pack(weights), bias)
     if not all(isinstance(part, nn.Linear) for part in parts):
         return None
     weight = torch.cat([part.weight for part in parts])  # type: ignore[misc]
@@ -113,8 +120,3 @@ def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
     linear.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
     return linear
 
-
-def _stack(weights: list[QuantizedTensor]) -> object:
-    import numpy as np
-
-    return np.concatenate([weight.blocks for weight in weights])

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.config import parse
-from craton.errors import ContextOverflow, TemplateError, UsageError
+from craton.errors import ContextOverflow, UsageError
 from craton.inference import native
 from craton.inference.engine import Engine, FinishReason, Generation, Request, Token
 from craton.inference.linears import prepare
 from craton.inference.plan import DTypeChoice, Plan, fast_bfloat16, make_plan
 from craton.inference.settings import SamplingSettings
-from craton.modalities.text import ChatTemplate, Tokenizer
+from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
 from craton.models import AnyModel, CausalLM, PoolingConfig, pool
 from craton.store import find
@@ -99,9 +99,6 @@ class Model:
 
     def __init__(self, name: str, checkpoint: Checkpoint, module: AnyModel, tokenizer: Tokenizer, plan: Plan) -> None:
         self.name, self.checkpoint, self.module, self.tokenizer, self.plan = name, checkpoint, module, tokenizer, plan
-        self.template: ChatTemplate | None = None
-        if tokenizer.chat_template is not None:
-            self.template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
         self._engine: Engine | None = None
 
     @property
@@ -117,7 +114,10 @@ class Model:
                 raise UsageError(
                     f"{self.name} is an encoder: it reads text and writes none", remedy="use embed, or another model"
                 )
-            self._engine = Engine(self.module, self.tokenizer, dtype=self.plan.dtype)
+            native_threads = self.plan.threads if self.plan.packed else None
+            self._engine = Engine(
+                self.module, self.tokenizer, dtype=self.plan.dtype, native_threads=native_threads
+            )
         return self._engine
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -125,14 +125,7 @@ class Model:
 
         Raises TemplateError if the model has no chat template, UsageError for malformed messages.
         """
-        if self.template is None:
-            raise TemplateError(
-                f"{self.name} has no chat template: it continues text and does not chat",
-                remedy="use generate, or the instruction-tuned version of this model",
-            )
-        return render_chat(
-            self.template, messages, self.tokenizer, tools=tools, add_generation_prompt=True
-        ).ids
+        return render_chat(messages, self.tokenizer, tools=tools, add_generation_prompt=True).ids
 
     @overload
     def chat(
@@ -235,7 +228,7 @@ def load(name: str | Path, *, dtype: DTypeChoice = "auto", threads: int | None =
     dtype: "auto" keeps quantised weights packed and otherwise takes what is fastest here without loss; "float32" is
     the reference. threads: CPU threads (none: what this process may use).
     """
-    checkpoint = Checkpoint.open(find(name).path)
+    checkpoint = Checkpoint.open(find(str(name)).path)
     plan = make_plan(checkpoint, dtype, threads)
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)

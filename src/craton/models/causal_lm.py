@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -39,7 +40,8 @@ class CausalLM(nn.Module):
         """Final hidden states [T, width]; see `Trunk.forward` for positions, segments and cache."""
         x_TD = self.embedding(ids_T)
         if self.config.embedding_scale is not None:
-            x_TD = x_TD * self.config.embedding_scale
+            # In the model's dtype, as Gemma was trained: sqrt(3072) is 55.5 in bfloat16 and not 55.4.
+            x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=x_TD.dtype)
         return self.trunk(x_TD, positions_T, segments_T, cache)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:

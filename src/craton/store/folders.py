@@ -19,20 +19,19 @@ def home() -> Path:
         StoreError: the path is no folder, or no home folder can be found at all.
     """
     chosen = os.environ.get(HOME_VARIABLE, "")
-    # The XDG specification: a relative path there is invalid and ignored.
     shared = os.environ.get("XDG_DATA_HOME", "")
     if chosen:
-        home = Path(os.path.expanduser(chosen)).absolute()
-    elif os.path.isabs(shared):
-        home = Path(shared) / "craton"
+        folder = Path(os.path.expanduser(chosen)).absolute()
+    elif os.path.isabs(shared):  # the XDG specification: a relative path there is invalid and ignored
+        folder = Path(shared) / "craton"
     else:
-        home = Path(os.path.expanduser("~/.local/share/craton"))
+        folder = Path(os.path.expanduser("~/.local/share/craton"))
     remedy = f"set {HOME_VARIABLE} to a folder that you may write to"
-    if not home.is_absolute():
+    if not folder.is_absolute():
         raise StoreError("this user has no home folder", remedy=remedy)
-    if home.exists() and not home.is_dir():
-        raise StoreError("the home of Craton is a file, not a folder", where=str(home), remedy=remedy)
-    return home
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise StoreError("the home of Craton is a file, not a folder", where=str(folder), remedy=remedy)
+    return folder
 
 
 def make_folder(path: Path) -> Path:

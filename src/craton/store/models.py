@@ -7,6 +7,7 @@ fetched them; a model of the hub's cache or of a user's folder is read where it 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from craton.store.manifest import MANIFEST_NAME, FileEntry, Parent, read_manifes
 
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 ID: Final = re.compile(rf"({NAME.pattern})(?:@v([1-9][0-9]{{0,8}}))?")  # "name" or "name@v3"
+FOLDER_KINDS: Final = (SourceKind.HUB, SourceKind.FOLDER)
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model that can be opened: `location` is its folder or file.
+    """A model that can be opened: `path` is its folder or file.
 
     `folder` is its place in the store; a model used in place without being stored has none, and version 0.
     `is_new` is true only of the answer of the pull that stored it.
@@ -35,7 +37,7 @@ class StoredModel:
     version: int
     kind: SourceKind
     source: str
-    location: Path
+    path: Path
     files: tuple[FileEntry, ...] = ()
     created: str | None = None
     licence: str | None = None
@@ -45,7 +47,7 @@ class StoredModel:
 
     @property
     def id(self) -> str:
-        """ "name@v3", or the bare name of a model that is not stored."""
+        """`name@v3`, or the bare name of a model that is not stored."""
         return f"{self.name}@v{self.version}" if self.version else self.name
 
     @property
@@ -55,15 +57,15 @@ class StoredModel:
 
     @property
     def in_place(self) -> bool:
-        """Whether the files belong to somebody else, so that the store never deletes them."""
-        return self.folder is None or not self.location.is_relative_to(self.folder)
+        """Whether the files lie outside the store, which then never deletes them."""
+        return self.folder is None or not self.path.is_relative_to(self.folder)
 
     @property
     def root(self) -> Path:
         """The folder that the paths of `files` are relative to."""
         if self.folder is not None and not self.in_place:
             return self.folder
-        return self.location if self.kind in (SourceKind.HUB, SourceKind.FOLDER) else self.location.parent
+        return self.path if self.kind in FOLDER_KINDS else self.path.parent
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ class Problem:
 
 def list_models() -> list[StoredModel]:
     """Every readable stored version, by name and version. What cannot be read is in `damaged_models`."""
-    return [model for model in _scan(home_folder()) if isinstance(model, StoredModel)]
+    return [model for model in _scan() if isinstance(model, StoredModel)]
 
 
 def damaged_models() -> list[StoreError]:
     """One error for each stored version whose manifest cannot be read; `remove` still removes such a version."""
-    return [model for model in _scan(home_folder()) if isinstance(model, StoreError)]
+    return [model for model in _scan() if isinstance(model, StoreError)]
 
 
 def find(name_or_path: str) -> StoredModel:
@@ -98,7 +100,7 @@ def find(name_or_path: str) -> StoredModel:
         StoreError: a stored model whose files are gone or damaged.
         DownloadError: a hub model that is not in the hub's cache.
     """
-    stored = stored_model(home_folder(), name_or_path)
+    stored = stored_model(name_or_path)
     if stored is not None:
         return _usable(stored)
     models = list_models()
@@ -122,35 +124,39 @@ def verify(name: str, progress: Progress | None = None) -> list[Problem]:
         UnknownName: no stored model has this name.
         StoreError: the manifest or a file cannot be read.
     """
-    home = home_folder()
-    stored = stored_model(home, name)
+    stored = stored_model(name)
     if stored is None:
         raise UnknownName("stored model", name, [model.id for model in list_models()])
     return problems_of(stored, progress or silent, trust_times=False)
 
 
-def versions_of(home: Path, name: str) -> list[tuple[int, Path]]:
-    folder = home / "models" / name
-    if not folder.is_dir():
-        return []
+# --- for this room ------------------------------------------------------------------------------------------------
+
+
+def stored_model(text: str) -> StoredModel | None:
+    """The stored model `name` (its newest version) or `name@vN`; None if nothing of that name is stored."""
+    match = ID.fullmatch(text)
+    versions = dict(versions_of(match[1])) if match else {}
+    if not match or not versions:
+        return None
+    if match[2] is None:
+        return load_version(versions[max(versions)])
+    if int(match[2]) not in versions:
+        raise UnknownName("version", text, [f"{match[1]}@v{version}" for version in versions])
+    return load_version(versions[int(match[2])])
+
+
+def versions_of(name: str) -> list[tuple[int, Path]]:
+    """The versions of a name and their folders, oldest first."""
+    folder = home() / "models" / name
     with disk_errors("read the store", folder):
-        found = [(re.fullmatch(r"v([1-9]\d{0,8})", path.name, re.ASCII), path) for path in folder.iterdir()]
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+    found = [(re.fullmatch(r"v([1-9][0-9]{0,8})", path.name), path) for path in paths]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def _scan(home: Path) -> Iterator[StoredModel | StoreError]:
-    models = home / "models"
-    with disk_errors("read the store", models):
-        names = sorted(path.name for path in models.iterdir()) if models.is_dir() else []
-    for name in names:
-        for _, folder in versions_of(home, name) if NAME.fullmatch(name) else ():
-            try:
-                yield load_version(folder)
-            except StoreError as error:
-                yield error
-
-
 def load_version(folder: Path) -> StoredModel:
+    """The model in the version folder `folder`. Raises StoreError for a manifest that cannot be read or lies."""
     manifest = read_manifest(folder)
     if (manifest.name, f"v{manifest.version}") != (folder.parent.name, folder.name):
         raise StoreError(
@@ -163,7 +169,7 @@ def load_version(folder: Path) -> StoredModel:
         version=manifest.version,
         kind=manifest.kind,
         source=manifest.source,
-        location=folder / manifest.location,  # an absolute location stands for itself
+        path=folder / manifest.location,  # an absolute location stands for itself
         files=manifest.files,
         created=manifest.created,
         licence=manifest.licence,
@@ -172,127 +178,32 @@ def load_version(folder: Path) -> StoredModel:
     )
 
 
-def stored_model(home: Path, text: str) -> StoredModel | None:
-    """The stored model `name` (its newest version) or `name@vN`; None if nothing of that name is stored."""
-    match = ID.fullmatch(text)
-    versions = dict(versions_of(home, match[1])) if match else {}
-    if not match or not versions:
-        return None
-    if match[2] is None:
-        return load_version(versions[max(versions)])
-    if int(match[2]) not in versions:
-        raise UnknownName("version", text, [f"{match[1]}@v{version}" for version in versions])
-    return load_version(versions[int(match[2])])
-
-
-def _usable(model: StoredModel) -> StoredModel:
-    if not model.location.exists():
-        raise StoreError(
-            f"{model.id} lay at {model.location}, which is gone",
-            where=str(model.folder),
-            remedy=f"craton pull {model.name}, or forget it: craton rm {model.id}",
-        )
-    if not model.in_place:
-        for file in model.files:
-            path = model.root / file.path
-            if not path.is_file() or path.stat().st_size != file.size:
-                raise StoreError(
-                    f"{model.id} is damaged: {file.path} is missing or cut short",
-                    where=str(path),
-                    remedy=f"craton pull {model.name} fetches it again",
-                )
-    return model
-
-
 def problems_of(model: StoredModel, report: Progress, *, trust_times: bool) -> list[Problem]:
-    """trust_times: a file of the recorded size and modification time is taken as unchanged without reading it."""
+    """What differs from the manifest. trust_times: a file of the recorded size and modification time is not read."""
     count = counter(report, "checking", model.size)
     problems = []
     for file in model.files:
         path = model.root / file.path
-        if not path.is_file():
+        with disk_errors(f"check {file.path}", path):
+            stat = path.stat() if path.is_file() else None
+        if stat is None:
             problems.append(Problem("missing", file.path))
+        elif trust_times and (stat.st_size, stat.st_mtime_ns) == (file.size, file.mtime_ns):
             continue
-        stat = path.stat()
-        if stat.st_size == file.size and trust_times and stat.st_mtime_ns == file.mtime_ns:
-            continue
-        if stat.st_size != file.size or sha256_of(path, count) != file.sha256:
+        elif stat.st_size != file.size or sha256_of(path, count) != file.sha256:
             problems.append(Problem("changed", file.path))
     extra = set(_present_files(model)) - {file.path for file in model.files}
     return problems + [Problem("extra", path) for path in sorted(extra)]
 
 
-def _present_files(model: StoredModel) -> list[str]:
-    if not model.in_place:
-        return [name for name in files_below(model.root) if name != MANIFEST_NAME]
-    if model.kind in (SourceKind.HUB, SourceKind.FOLDER):
-        with contextlib.suppress(CheckpointError):  # no weights any more: those are reported as missing
-            return model_files(model.root)
-    return []
-
-
-@contextlib.contextmanager
-def _building(home: Path) -> Iterator[Path]:
-    """A fresh folder to build a version in; whatever is left of it is removed."""
-    folder = make_folder(home / "tmp" / new_ulid())
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, final: Path) -> None:
-    make_folder(final.parent)
-    with disk_errors(f"publish {final.parent.name}", final):
-        for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-            sync_folder(inner)
-        try:
-            os.rename(folder, final)
-        except OSError as error:
-            # Only where there are no locks: another process published this version first, and its copy serves as well.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        sync_folder(final.parent)
-        sync_folder(final.parent.parent)
-
-
-def _discard(folder: Path, tmp: Path) -> None:
-    """Take a version out of the store by one rename; only then delete it file by file."""
-    away = tmp / new_ulid()
-    with disk_errors(f"remove {folder.parent.name}", folder):
-        os.rename(folder, away)
-        shutil.rmtree(away)
-
-
-def _sweep(tmp: Path) -> None:
-    """Delete what killed processes left behind long enough ago that nobody can be at work on it."""
-    with disk_errors("look for leftovers", tmp):
-        for folder in tmp.iterdir():
-            made = ulid_seconds(folder.name)
-            if made is not None and time.time() - made > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _next_version(home: Path, name: str) -> int:
-    return max((version for version, _ in versions_of(home, name)), default=0) + 1
-
-
-def _hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, ...]:
-    with disk_errors("read the model", root):
-        stats = {name: (root / name).stat() for name in names}
-    count = counter(report, "hashing", sum(stat.st_size for stat in stats.values()))
-    return tuple(
-        FileEntry(path=name, sha256=sha256_of(root / name, count), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        for name, stat in stats.items()
-    )
-
-
 def files_below(root: Path) -> list[str]:
+    """Every file below `root`, as sorted POSIX paths relative to it."""
     with disk_errors("read the model", root):
         return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
 
 
 def counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """A function that adds up the sizes it is given and reports the sum as the progress of `stage`."""
     done = 0
 
     def count(size: int) -> None:
@@ -305,3 +216,43 @@ def counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
 
 def silent(stage: str, done: int, total: int) -> None:
     """The progress of a caller who does not want any."""
+
+
+def _scan() -> Iterator[StoredModel | StoreError]:
+    models = home() / "models"
+    with disk_errors("read the store", models):
+        names = sorted(path.name for path in models.iterdir()) if models.is_dir() else []
+    for name in names:
+        for _, folder in versions_of(name) if NAME.fullmatch(name) else ():
+            try:
+                yield load_version(folder)
+            except StoreError as error:
+                yield error
+
+
+def _usable(model: StoredModel) -> StoredModel:
+    if not os.path.exists(model.path):
+        raise StoreError(
+            f"{model.id} lay at {model.path}, which is gone",
+            where=str(model.folder),
+            remedy=f"craton pull {model.name}, or forget it: craton rm {model.id}",
+        )
+    if not model.in_place:
+        for file in model.files:
+            path = model.root / file.path
+            if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+                raise StoreError(
+                    f"{model.id} is damaged: {file.path} is missing or cut short",
+                    where=str(path),
+                    remedy=f"craton pull {model.name} fetches it again",
+                )
+    return model
+
+
+def _present_files(model: StoredModel) -> list[str]:
+    if not model.in_place:
+        return [name for name in files_below(model.root) if name != MANIFEST_NAME]
+    if model.kind in FOLDER_KINDS:
+        with contextlib.suppress(CheckpointError):  # no weights any more: those are reported as missing
+            return model_files(model.root)
+    return []

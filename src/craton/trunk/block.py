@@ -38,8 +38,7 @@ class Block(nn.Module):
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         norms = self.attention_norm
         attended_TD = norms.at("output", self.attention(norms.at("input", x_TD), layout, layer))
-        if not self.parallel:
-            x_TD, attended_TD = norms.at("residual", x_TD + attended_TD), None
+        stream_TD = norms.at("residual", x_TD + attended_TD)
         norms = self.feedforward_norm
-        fed_TD = norms.at("output", self.feedforward(norms.at("input", x_TD)))
-        return norms.at("residual", x_TD + fed_TD if attended_TD is None else x_TD + attended_TD + fed_TD)
+        fed_TD = norms.at("output", self.feedforward(norms.at("input", x_TD if self.parallel else stream_TD)))
+        return norms.at("residual", stream_TD + fed_TD)

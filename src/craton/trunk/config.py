@@ -10,6 +10,7 @@ from craton.config import Settings
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 NormPlace = Literal["input", "output", "residual"]
+Projection = Literal["q", "k", "v", "o"]
 
 
 class NormConfig(Settings):
@@ -17,8 +18,8 @@ class NormConfig(Settings):
 
     kind: Literal["layer", "rms"]
     eps: PositiveFloat = 1e-5
-    bias: bool = Field(False, description="LayerNorm only: add a learned bias")
-    offset: float = Field(0.0, description="the scale is offset + weight; 1 for RMSNorm(1 + w)")
+    bias: bool = Field(default=False, description="LayerNorm only: add a learned bias")
+    offset: float = Field(default=0.0, description="RMSNorm only: the scale is offset + weight")
 
 
 class RotaryScaling(Settings):
@@ -31,12 +32,12 @@ class RotaryScaling(Settings):
     kind: Literal["linear", "llama3", "yarn", "longrope"]
     factor: PositiveFloat = 1.0
     original_context: PositiveInt | None = None
-    attention_factor: PositiveFloat = Field(1.0, description="multiplies cos and sin, hence q.k by its square")
+    attention_factor: PositiveFloat = Field(default=1.0, description="multiplies cos and sin, hence q.k by its square")
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    truncate: bool = Field(True, description="yarn: round the correction range to whole dimensions")
+    truncate: bool = Field(default=True, description="yarn: round the correction range to whole dimensions")
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
 
@@ -46,7 +47,7 @@ class RotaryConfig(Settings):
 
     dims: PositiveInt
     theta: PositiveFloat = 10000.0
-    interleaved: bool = Field(False, description="pairs are (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..")
+    interleaved: bool = Field(default=False, description="pairs are (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..")
     scaling: RotaryScaling | None = None
 
 
@@ -68,15 +69,18 @@ class AttentionConfig(Settings):
     heads: PositiveInt
     kv_heads: PositiveInt
     head_size: PositiveInt
-    value_size: PositiveInt | None = Field(None, description="size of a value head where it differs from head_size")
+    value_size: PositiveInt | None = Field(
+        default=None, description="size of a value head where it differs from head_size"
+    )
     mask: Literal["causal", "full"] = "causal"
-    bias: tuple[Literal["q", "k", "v", "o"], ...] = ()
+    bias: tuple[Projection, ...] = ()
     qk_norm: NormConfig | None = None
     qk_norm_over: Literal["head", "width"] = "head"
-    scale: PositiveFloat | None = Field(None, description="of q.k; 1/sqrt(head_size) unless given")
-    softcap: PositiveFloat | None = Field(None, description="scores become cap * tanh(scores / cap)")
+    scale: PositiveFloat | None = Field(default=None, description="of q.k; 1/sqrt(head_size) unless given")
+    softcap: PositiveFloat | None = Field(default=None, description="scores become cap * tanh(scores / cap)")
     window: PositiveInt | None = Field(
-        None, description="causal: keys at most window - 1 back; full: keys at most window // 2 away on either side"
+        default=None,
+        description="causal: keys at most window - 1 back; full: keys at most window // 2 away on either side",
     )
     rotary: RotaryConfig | None = None
     latent: LatentConfig | None = None
@@ -101,14 +105,18 @@ class ExpertsConfig(Settings):
     count: PositiveInt
     per_token: PositiveInt
     expert: FeedForwardConfig
-    shared: FeedForwardConfig | None = Field(None, description="a feed-forward that every token passes as well")
-    shared_gate: bool = Field(False, description="each token weighs the shared feed-forward by a learned sigmoid")
+    shared: FeedForwardConfig | None = Field(default=None, description="a feed-forward that every token passes as well")
+    shared_gate: bool = Field(
+        default=False, description="each token weighs the shared feed-forward by a learned sigmoid"
+    )
     score: Literal["softmax", "sigmoid"] = "softmax"
-    normalise: bool = Field(True, description="the chosen weights sum to one")
+    normalise: bool = Field(default=True, description="the chosen weights sum to one")
     scale: float = 1.0
     groups: PositiveInt = 1
     groups_per_token: PositiveInt = 1
-    bias: bool = Field(False, description="a bias that takes part in the choice of experts but not in their weights")
+    bias: bool = Field(
+        default=False, description="a bias that takes part in the choice of experts but not in their weights"
+    )
 
 
 class LayerConfig(Settings):
@@ -123,7 +131,9 @@ class LayerConfig(Settings):
     norm: NormConfig
     attention_norms: tuple[NormPlace, ...] = ("input",)
     feedforward_norms: tuple[NormPlace, ...] = ("input",)
-    parallel: bool = Field(False, description="both branches read the same x: x + attention(x) + feedforward(x)")
+    parallel: bool = Field(
+        default=False, description="both branches read the same x: x + attention(x) + feedforward(x)"
+    )
 
 
 class LearnedPositions(Settings):

@@ -32,10 +32,13 @@ class FeedForward(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         if self.fused is not None:
             gate_TF, up_TF = self.fused(x_TD).chunk(2, -1)
-            return self.down(self.activation(gate_TF) * up_TF)
-        if self.gate is None:
-            return self.down(self.activation(self.up(x_TD)))
-        return self.down(self.activation(self.gate(x_TD)) * self.up(x_TD))
+            hidden_TF = self.activation(gate_TF) * up_TF
+        elif self.gate is not None:
+            hidden_TF = self.activation(self.gate(x_TD)) * self.up(x_TD)
+        else:
+            hidden_TF = self.activation(self.up(x_TD))
+        out_TD: Tensor = self.down(hidden_TF)
+        return out_TD
 
 
 class Experts(nn.Module):
@@ -53,14 +56,16 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         weights_TA, chosen_TA = self.route(x_TD)
         out_TD = torch.zeros_like(x_TD)
-        for expert in chosen_TA.unique().tolist():
+        for expert in torch.unique(chosen_TA).tolist():
             rows, place = (chosen_TA == expert).nonzero(as_tuple=True)
             expert_out = self.experts[expert](x_TD[rows]) * weights_TA[rows, place, None]
             out_TD.index_add_(0, rows, expert_out.to(out_TD.dtype))
         if self.shared is None:
             return out_TD
-        shared_TD = self.shared(x_TD)
-        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * shared_TD)
+        shared_TD: Tensor = self.shared(x_TD)
+        if self.shared_gate is not None:
+            shared_TD = shared_TD * self.shared_gate(x_TD).sigmoid()
+        return out_TD + shared_TD
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's expert weights and expert numbers, [T, per_token] both; computed in fp32."""
@@ -78,8 +83,8 @@ class Experts(nn.Module):
         return weights_TA * config.scale, chosen_TA
 
     def _keep_best_groups(self, choice_TE: Tensor) -> Tensor:
-        grouped = choice_TE.unflatten(-1, (self.config.groups, -1))
+        grouped = choice_TE.view(len(choice_TE), self.config.groups, -1)
         strength = grouped.topk(2, -1).values.sum(-1) if self.config.bias else grouped.amax(-1)
         best = strength.topk(self.config.groups_per_token, -1).indices
         keep = torch.zeros_like(strength, dtype=torch.bool).scatter(-1, best, True)
-        return grouped.masked_fill(~keep[..., None], float("-inf")).flatten(-2)
+        return grouped.masked_fill(~keep[..., None], float("-inf")).flatten(1)

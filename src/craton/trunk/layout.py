@@ -76,7 +76,9 @@ class Layout:
     the rows of a segment stand together. A segment never sees another.
     """
 
-    def __init__(self, positions_T: Tensor, segments_T: Tensor | None, cache: KVCache | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, positions_T: Tensor, segments_T: Tensor | None, cache: KVCache | None, dtype: torch.dtype
+    ) -> None:
         self.positions_T, self.cache, self._dtype = positions_T, cache, dtype
         self._rotaries: dict[int, Rotary] = {}  # by the config's identity: hashing it would cost more than a kernel
         spans = _spans(segments_T, len(positions_T))

@@ -19,7 +19,10 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if config.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight + self.config.offset if self.config.offset else self.weight
-        if self.config.kind == "rms":
-            return F.rms_norm(x, self.size, weight, self.config.eps)
-        return F.layer_norm(x, self.size, weight, self.bias, self.config.eps)
+        config = self.config
+        if config.kind == "layer":
+            return F.layer_norm(x, self.size, self.weight, self.bias, config.eps)
+        if not config.offset:
+            return F.rms_norm(x, self.size, self.weight, config.eps)
+        # In fp32 to the end: 1 + w in bfloat16 would lose most of a small w.
+        return F.rms_norm(x.float(), self.size, self.weight.float() + config.offset, config.eps).to(x.dtype)

@@ -11,7 +11,7 @@ from craton.trunk.config import RotaryConfig, RotaryScaling
 
 
 def inverse_frequencies(config: RotaryConfig, long: bool = False) -> Tensor:
-    """Radians per position of each rotated pair, fp32 [dims / 2]. `long` picks longrope's factors for long sequences."""
+    """Radians per position of each rotated pair, fp32 [dims / 2]. `long` picks longrope's factors for long texts."""
     exponents = torch.arange(0, config.dims, 2, dtype=torch.float32) / config.dims
     frequencies = 1.0 / config.theta**exponents
     scaling = config.scaling
@@ -83,7 +83,7 @@ class Rotary:
     def _rotate(self, x: Tensor) -> Tensor:
         # The partner of each element: (x0, x1) -> (-x1, x0), the sign being folded into sin.
         if self.config.interleaved:
-            partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+            partner = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
         else:
             partner = x.roll(self.config.dims // 2, -1)
         return torch.addcmul(x * self.cos, partner, self.sin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor
 
 from craton.checkpoints.checkpoint import Checkpoint
+from craton.checkpoints.families import family_of
+from craton.checkpoints.families.family import Keys
 from craton.checkpoints.save import save_checkpoint
-from craton.models import CausalLM, Encoder
+from craton.models import CausalLM, Encoder, ModelConfig
 from craton.trunk import KVCache
 from craton.trunk.trunk import sequence_layout
 
@@ -79,6 +83,36 @@ def check_causal(tmp_path: Path) -> Callable[..., CausalLM]:
             assert_close(reloaded(ids[None]).logits[0], reference, "saved by us, loaded by transformers")
             again = Checkpoint.open(tmp_path / "ours")
             assert again.config == checkpoint.config
+        return ours
+
+    return check
+
+
+def read(values: Mapping[str, Any]) -> ModelConfig:
+    """What we make of a config.json."""
+    return family_of(values, "config.json").config(Keys(values, "config.json"))
+
+
+@pytest.fixture
+def read_published() -> Callable[[Mapping[str, Any]], ModelConfig]:
+    """read(published): our config of a published config.json, having checked that it means the same to transformers.
+
+    transformers reads the keys of all its versions, puts its own default where one is absent, and writes the keys of
+    its last version; we must read both alike, and what we write must mean the same to it.
+    """
+    transformers = pytest.importorskip("transformers")
+
+    def through_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+        config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(copy.deepcopy(dict(values)))
+        rewritten: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+        return rewritten
+
+    def check(published: Mapping[str, Any]) -> ModelConfig:
+        ours = read(published)
+        assert read(through_transformers(published)) == ours
+        written = json.loads(json.dumps(family_of(published, "config.json").write_config(ours)))
+        assert read(written) == ours
+        assert read(through_transformers(written)) == ours
         return ours
 
     return check

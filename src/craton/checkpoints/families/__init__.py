@@ -5,11 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from craton.checkpoints.families import bert, llama
+from craton.checkpoints.families import (
+    bert,
+    deepseek,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    modernbert,
+    olmo2,
+    phi3,
+    qwen,
+    qwen_moe,
+    roberta,
+    smollm3,
+)
 from craton.checkpoints.families.family import Family
 from craton.errors import CheckpointError, did_you_mean
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, bert.BERT)
+FAMILIES: tuple[Family, ...] = (
+    bert.BERT,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
+    gemma.GEMMA1,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    gpt2.GPT2,
+    gpt_neox.GPT_NEOX,
+    llama.LLAMA,
+    mistral.MISTRAL,
+    mixtral.MIXTRAL,
+    modernbert.MODERNBERT,
+    olmo2.OLMO2,
+    phi3.PHI3,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    qwen_moe.QWEN2_MOE,
+    qwen_moe.QWEN3_MOE,
+    roberta.ROBERTA,
+    roberta.XLM_ROBERTA,
+    smollm3.SMOLLM3,
+)
 
 BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}
 
@@ -26,6 +64,12 @@ def family_of(hf: Mapping[str, Any], where: str) -> Family:
             remedy='add "architectures": [NAME] with one of: ' + ", ".join(sorted(BY_ARCHITECTURE)),
         )
     name = architectures[0]
+    if isinstance(hf.get("vision_config"), Mapping):
+        raise CheckpointError(
+            f"{name} sees images as well as it reads text, which is not supported",
+            where=f"{where}: key 'vision_config'",
+            remedy="take a model of the same family that is published for text alone",
+        )
     if name not in BY_ARCHITECTURE:
         near = did_you_mean(name, BY_ARCHITECTURE)
         raise CheckpointError(

@@ -1,10 +1,14 @@
-"""BERT and what shares its architecture: MiniLM and most small sentence encoders."""
+"""BERT and what shares its architecture: MiniLM, BGE, E5 and most small sentence encoders.
+
+Particular: norms on the residual stream, after each branch; learned positions; a second embedding for the two parts of
+a pair. The heads of its pretraining (`cls`) are no part of an encoder and are left in the file.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from craton.checkpoints.families.decoder import layer_count, read_activation, write_activation
+from craton.checkpoints.families.decoder import layer_count, read_activation, read_head_size, write_activation
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.names import Entry, same
 from craton.models import EncoderConfig, ModelConfig
@@ -29,16 +33,18 @@ LAYER_NAMES = {
     "feedforward_norm.residual": "output.LayerNorm",
 }
 
+POSITIONS = same("embeddings.position_embeddings.weight", "trunk.positions.weight")
 
-def read_config(keys: Keys) -> ModelConfig:
-    """config.json -> ours."""
+
+def read_config(keys: Keys, *, unused_positions: int = 0) -> EncoderConfig:
+    """config.json -> ours. unused_positions: how many rows of the position table stand before the first token's."""
     keys.refuse("position_embedding_type", "absolute")
     keys.refuse("is_decoder", False)
-    width, heads = keys.need("hidden_size", int), keys.need("num_attention_heads", int)
+    heads, head_size = keys.need("num_attention_heads", int), read_head_size(keys)
     norm = NormConfig(kind="layer", eps=keys.get("layer_norm_eps", float, 1e-12), bias=True)
     layer = LayerConfig(
         attention=AttentionConfig(
-            heads=heads, kv_heads=heads, head_size=width // heads, mask="full", bias=("q", "k", "v", "o")
+            heads=heads, kv_heads=heads, head_size=head_size, mask="full", bias=("q", "k", "v", "o")
         ),
         feedforward=FeedForwardConfig(
             hidden=keys.need("intermediate_size", int),
@@ -49,13 +55,13 @@ def read_config(keys: Keys) -> ModelConfig:
         attention_norms=("residual",),
         feedforward_norms=("residual",),
     )
-    context = keys.need("max_position_embeddings", int)
+    context = keys.need("max_position_embeddings", int) - unused_positions
     return EncoderConfig(
         vocab=keys.need("vocab_size", int),
         context=context,
         token_types=keys.get("type_vocab_size", int, 2),
         trunk=TrunkConfig(
-            width=width,
+            width=keys.need("hidden_size", int),
             layers=(layer,) * layer_count(keys),
             positions=LearnedPositions(count=context),
             input_norm=norm,
@@ -64,34 +70,34 @@ def read_config(keys: Keys) -> ModelConfig:
     )
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, architecture: str = "BertModel", model_type: str = "bert", *, unused_positions: int = 0
+) -> dict[str, Any]:
     """Ours -> config.json."""
     assert isinstance(config, EncoderConfig)
     layer = config.trunk.layers[0]
     assert isinstance(layer.feedforward, FeedForwardConfig)
     return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
+        "architectures": [architecture],
+        "model_type": model_type,
         "vocab_size": config.vocab,
         "hidden_size": config.trunk.width,
         "num_hidden_layers": len(config.trunk.layers),
         "num_attention_heads": layer.attention.heads,
         "intermediate_size": layer.feedforward.hidden,
         "hidden_act": write_activation(layer.feedforward.activation),
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": config.context + unused_positions,
         "type_vocab_size": config.token_types,
         "layer_norm_eps": layer.norm.eps,
     }
 
 
-def entries(config: ModelConfig) -> list[Entry]:
-    """Every tensor."""
+def entries(config: ModelConfig, positions: Entry = POSITIONS) -> list[Entry]:
+    """Every tensor; `positions` is the entry of the position table."""
     assert isinstance(config, EncoderConfig)
-    entries = [
-        same("embeddings.word_embeddings.weight", "embedding.weight"),
-        same("embeddings.position_embeddings.weight", "trunk.positions.weight"),
-        same("embeddings.token_type_embeddings.weight", "token_types.weight"),
-    ]
+    entries = [same("embeddings.word_embeddings.weight", "embedding.weight"), positions]
+    if config.token_types:
+        entries.append(same("embeddings.token_type_embeddings.weight", "token_types.weight"))
     pairs = {"embeddings.LayerNorm": "trunk.input_norm"}
     if config.pooler:
         pairs["pooler.dense"] = "pooler"
@@ -102,7 +108,7 @@ def entries(config: ModelConfig) -> list[Entry]:
 
 BERT = Family(
     name="bert",
-    architectures=("BertModel",),
+    architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     read_config=read_config,
     write_config=write_config,
     entries=entries,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from craton.checkpoints.families.family import Keys, read_rotary, rope_parameters, write_rotary
+from craton.checkpoints.families.family import Keys, read_rotary, read_rotated, write_rotary, write_rotated
 from craton.checkpoints.names import Entry, same
 from craton.errors import CheckpointError
 from craton.models import CausalLMConfig
-from craton.trunk import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, NormConfig
-from craton.trunk.config import Activation
+from craton.trunk import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, NormConfig, TrunkConfig
+from craton.trunk.config import Activation, Projection
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -67,20 +67,22 @@ def read_head_size(keys: Keys) -> int:
     return width // heads
 
 
-def read_attention(
-    keys: Keys, *, default_kv_heads: int | None = None, default_theta: float = 10000.0, **switches: Any
-) -> AttentionConfig:
+def read_bias(keys: Keys, default: bool = False) -> tuple[Projection, ...]:
+    """The projections of attention that have a bias, by `attention_bias`: all or none."""
+    return ("q", "k", "v", "o") if keys.get("attention_bias", bool, default) else ()
+
+
+def read_attention(keys: Keys, **switches: Any) -> AttentionConfig:
     """Heads, sizes and rotary positions by Llama's keys; `switches` are the fields in which a family differs."""
     heads, size = keys.need("num_attention_heads", int), read_head_size(keys)
-    kv_heads = keys.get("num_key_value_heads", int, default_kv_heads or heads)
+    kv_heads = keys.get("num_key_value_heads", int, heads)
     if kv_heads <= 0 or heads % kv_heads:
         raise CheckpointError(f"{heads} heads cannot share {kv_heads} key-value heads", where=keys.where)
-    partial = rope_parameters(keys).get("partial_rotary_factor", float, keys.get("partial_rotary_factor", float, 1.0))
     return AttentionConfig(
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
-        **{"rotary": read_rotary(keys, int(size * partial), default_theta=default_theta), **switches},
+        **{"rotary": read_rotary(keys, read_rotated(keys, size)), **switches},
     )
 
 
@@ -88,6 +90,16 @@ def read_feedforward(keys: Keys, **switches: Any) -> FeedForwardConfig:
     """The gated feed-forward by Llama's keys."""
     values = {"hidden": keys.need("intermediate_size", int), "activation": read_activation(keys), "gated": True}
     return FeedForwardConfig(**{**values, **switches})
+
+
+def read_experts(keys: Keys, count_key: str, expert: FeedForwardConfig, **switches: Any) -> ExpertsConfig:
+    """A mixture of `count_key` experts; `switches` are the fields in which a family differs."""
+    count, per_token = keys.need(count_key, int), keys.need("num_experts_per_tok", int)
+    if not 0 < per_token <= count:
+        raise CheckpointError(
+            f"a token cannot go to {per_token} of {count} experts", where=f"{keys.where}: key 'num_experts_per_tok'"
+        )
+    return ExpertsConfig(**{"count": count, "per_token": per_token, "expert": expert, **switches})
 
 
 def layer_count(keys: Keys, key: str = "num_hidden_layers") -> int:
@@ -98,10 +110,53 @@ def layer_count(keys: Keys, key: str = "num_hidden_layers") -> int:
     return count
 
 
+def read_local_layers(keys: Keys, window: int | None, default: Callable[[int], bool]) -> list[bool]:
+    """Whether each layer sees only a window: by `layer_types`, or by `default` of its number where that is absent."""
+    count, known = layer_count(keys), ("full_attention", "sliding_attention")
+    types = keys.get("layer_types", list, None)
+    if types is None:
+        return [window is not None and default(number) for number in range(count)]
+    where = f"{keys.where}: key 'layer_types'"
+    if len(types) != count or any(kind not in known for kind in types):
+        raise CheckpointError(f"'layer_types' must name one of {known} for each of the {count} layers", where=where)
+    if window is None and "sliding_attention" in types:
+        raise CheckpointError("'layer_types' asks for sliding windows, but no window is set", where=where)
+    return [kind == "sliding_attention" for kind in types]
+
+
+def write_local_layers(config: CausalLMConfig) -> dict[str, Any]:
+    """The inverse of `read_local_layers`."""
+    windows = [layer.attention.window for layer in config.trunk.layers]
+    return {
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+    }
+
+
+def read_decoder(keys: Keys, layers: Sequence[LayerConfig], **switches: Any) -> CausalLMConfig:
+    """The model around `layers` by Llama's keys; `switches` are the fields in which a family differs."""
+    return CausalLMConfig(
+        vocab=keys.need("vocab_size", int),
+        context=keys.need("max_position_embeddings", int),
+        tied=keys.get("tie_word_embeddings", bool, False),
+        trunk=TrunkConfig(width=keys.need("hidden_size", int), layers=tuple(layers), final_norm=layers[0].norm),
+        **switches,
+    )
+
+
+def feedforward_kinds(config: CausalLMConfig) -> tuple[FeedForwardConfig | None, ExpertsConfig | None]:
+    """The feed-forward of the dense layers and the one of the sparse layers, where there are any."""
+    feedforwards = [layer.feedforward for layer in config.trunk.layers]
+    dense = next((f for f in feedforwards if isinstance(f, FeedForwardConfig)), None)
+    return dense, next((f for f in feedforwards if isinstance(f, ExpertsConfig)), None)
+
+
 def write_decoder(config: CausalLMConfig, architecture: str, model_type: str, **extra: Any) -> dict[str, Any]:
     """The keys that all Llama-like configs share; `extra` adds a family's own."""
     layer = config.trunk.layers[0]
-    attention, feedforward = layer.attention, layer.feedforward
+    attention = layer.attention
+    dense, experts = feedforward_kinds(config)
+    feedforward = dense or experts.expert  # type: ignore[union-attr]  # a layer has one or the other
     values: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -114,16 +169,15 @@ def write_decoder(config: CausalLMConfig, architecture: str, model_type: str, **
         "max_position_embeddings": config.context,
         "rms_norm_eps": layer.norm.eps,
         "tie_word_embeddings": config.tied,
+        "pad_token_id": None,  # the tokeniser knows it; the default of some classes lies outside of a small vocabulary
+        "intermediate_size": feedforward.hidden,
+        "hidden_act": write_activation(feedforward.activation),
     }
-    if isinstance(feedforward, FeedForwardConfig):
-        values |= {
-            "intermediate_size": feedforward.hidden,
-            "hidden_act": write_activation(feedforward.activation),
-        }
-    if attention.rotary is not None:
-        values["rope_parameters"] = write_rotary(attention.rotary)
-        if attention.rotary.dims != attention.head_size:
-            values["partial_rotary_factor"] = attention.rotary.dims / attention.head_size
+    rotary = next((layer.attention.rotary for layer in config.trunk.layers if layer.attention.rotary is not None), None)
+    if rotary is not None:
+        values["rope_parameters"] = write_rotary(rotary)
+        if rotary.dims != attention.head_size:
+            values["partial_rotary_factor"] = write_rotated(rotary.dims, attention.head_size)
             values["rope_parameters"]["partial_rotary_factor"] = values["partial_rotary_factor"]
     return values | extra
 

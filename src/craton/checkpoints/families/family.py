@@ -48,6 +48,13 @@ class Keys:
             )
         return value
 
+    def count(self, key: str) -> int:
+        """The value of `key`, which must be there, as a number of things: 1 or more."""
+        value = self.need(key, int)
+        if value < 1:
+            raise CheckpointError(f"{key!r} must be at least 1, not {value}", where=f"{self.where}: key {key!r}")
+        return value
+
     def has(self, key: str) -> bool:
         """Whether `key` is present and not null."""
         return self.values.get(key) is not None
@@ -95,14 +102,6 @@ class Family:
             raise CheckpointError(f"the config makes no model: {error}", where=keys.where) from None
 
 
-def rope_parameters(keys: Keys, layer_type: str | None = None) -> Keys:
-    """The rope settings: `rope_parameters` (transformers 5; one set, or one for each layer type) or `rope_scaling`."""
-    values = keys.get("rope_parameters", dict, {})
-    if layer_type is not None and isinstance(values.get(layer_type), dict):
-        values = values[layer_type]
-    return Keys(values or keys.get("rope_scaling", dict, {}), f"{keys.where}: rope settings")
-
-
 def rotary_keys(keys: Keys, layer_type: str | None = None) -> Keys:
     """`rope_parameters` (transformers 5; of `layer_type` where layers differ), or `rope_scaling` (before)."""
     key = "rope_parameters" if keys.get("rope_parameters", dict, None) else "rope_scaling"
@@ -133,6 +132,8 @@ def _read_scaling(scaling: Keys, keys: Keys, dims: int) -> RotaryScaling | None:
     # A config that names it at its top level (Phi-3) means that one; where nothing is said it is the whole context.
     inner = scaling.get("original_max_position_embeddings", int, context)
     original = keys.get("original_max_position_embeddings", int, inner)
+    if original < 2:
+        raise CheckpointError(f"a context of {original} tokens cannot be the original one", where=scaling.where)
     if kind == "llama3":
         return RotaryScaling(
             kind="llama3",

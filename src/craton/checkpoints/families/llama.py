@@ -8,27 +8,25 @@ from craton.checkpoints.families.decoder import (
     decoder_entries,
     layer_count,
     read_attention,
+    read_bias,
+    read_decoder,
     read_feedforward,
     read_norm,
     write_decoder,
 )
 from craton.checkpoints.families.family import Family, Keys
 from craton.models import CausalLMConfig, ModelConfig
-from craton.trunk import LayerConfig, TrunkConfig
+from craton.trunk import LayerConfig
 
 
 def read_config(keys: Keys) -> ModelConfig:
     """config.json -> ours."""
+    keys = keys.defaulting(max_position_embeddings=2048)
     norm = read_norm(keys)
-    attention = read_attention(keys, bias=("q", "k", "v", "o") if keys.get("attention_bias", bool, False) else ())
+    attention = read_attention(keys, bias=read_bias(keys))
     feedforward = read_feedforward(keys, bias=keys.get("mlp_bias", bool, False))
     layer = LayerConfig(attention=attention, feedforward=feedforward, norm=norm)
-    return CausalLMConfig(
-        vocab=keys.need("vocab_size", int),
-        context=keys.get("max_position_embeddings", int, 2048),
-        tied=keys.get("tie_word_embeddings", bool, False),
-        trunk=TrunkConfig(width=keys.need("hidden_size", int), layers=(layer,) * layer_count(keys), final_norm=norm),
-    )
+    return read_decoder(keys, (layer,) * layer_count(keys))
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Find and load the compiled kernels (cpp/), or say in one line why there are none.
 
-The package build compiles cpp/ into `_kernels.*` beside this file when it finds a C++ compiler. The library has a plain C
-interface (cpp/craton_native.h), so any Python loads it, with ctypes, which releases the interpreter lock around calls.
+The package build compiles cpp/ into `_kernels.*` beside this file when it finds a C++ compiler. The library has a plain
+C interface (cpp/craton_native.h), so any Python loads it, with ctypes, which releases the interpreter lock in calls.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 from craton.errors import UnknownName, UsageError
@@ -41,14 +41,20 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
     """The library in `folder` and "", or None and the reason."""
     found = sorted(folder.glob("_kernels*.so")) + sorted(folder.glob("_kernels*.dylib"))
     if not found:
-        return None, "the native kernels were not built; reinstall craton where a C++ compiler (g++ or clang++) is found"
+        return (
+            None,
+            "the native kernels were not built; reinstall craton where a C++ compiler (g++ or clang++) is found",
+        )
     try:
         library = ctypes.CDLL(str(found[0]))
         version = library.craton_abi_version()
     except (OSError, AttributeError) as error:
         return None, f"{found[0].name} cannot be loaded: {error}"
     if version != ABI_VERSION:
-        return None, f"{found[0].name} was built from other sources (version {version}, not {ABI_VERSION}); reinstall craton"
+        return (
+            None,
+            f"{found[0].name} was built from other sources (version {version}, not {ABI_VERSION}); reinstall craton",
+        )
     for name, (arguments, result) in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, result

@@ -29,8 +29,8 @@ def set_threads(threads: int) -> None:
 class PackedWeight:
     """A weight matrix [n, k] in 4 or 8 bits, reordered for the kernels (layout: cpp/layout.h).
 
-    data: uint8 [bytes], in the packed layout. kind: a key of `FORMATS`. The bytes are those of the GGUF blocks, in another
-    order, with n rounded up to 16.
+    data: uint8 [bytes], in the packed layout. kind: a key of `FORMATS`. The bytes are those of the GGUF blocks, in
+    another order, with n rounded up to 16.
     """
 
     __slots__ = ("_weight", "address", "data", "k", "kind", "n")
@@ -63,9 +63,7 @@ class PackedWeight:
         blocks = blocks.contiguous()
         data = torch.empty(packed_bytes(kind, n, k), dtype=torch.uint8)
         _check(
-            native.library().craton_pack(
-                FORMATS[kind], n, k, blocks.data_ptr(), row_bytes, data.data_ptr(), _threads
-            )
+            native.library().craton_pack(FORMATS[kind], n, k, blocks.data_ptr(), row_bytes, data.data_ptr(), _threads)
         )
         return cls(data, n, k, kind)
 
@@ -91,9 +89,9 @@ def linear(
 ) -> Tensor:
     """x @ weight.T + bias: [m, k] -> [m, n], with x quantised to int8, one scale for 32 inputs.
 
-    x: fp32 or bf16. bias: fp32 [n]. out: fp32 or bf16 [m, n], which must not overlap x; by default new, of x's type. Sums
-    are in fp32, and a row's result is the same bits whatever m, threads and instruction set are. A row that holds a NaN
-    or an infinity gives a row of NaN.
+    x: fp32 or bf16. bias: fp32 [n]. out: fp32 or bf16 [m, n], which must not overlap x; by default new, of x's type.
+    Sums are in fp32, and a row's result is the same bits whatever m, threads and instruction set are. A row that holds
+    a NaN or an infinity gives a row of NaN.
 
     Raises UsageError for tensors that do not fit.
     """
@@ -107,26 +105,24 @@ def linear(
         x_stride = weight.k
     m = shape[0]
     if out is None:
-        y = torch.empty((m, weight.n), dtype=x.dtype)
-        y_stride, y_type = weight.n, x_type
+        out = x.new_empty(m, weight.n)
+        out_stride, out_type = weight.n, x_type
     else:
-        y = out
-        y_stride, y_type = _check_out(y, m, weight.n)
-    _check(
-        _craton_linear(
-            weight.address,
-            x.data_ptr(),
-            m,
-            x_stride,
-            x_type,
-            None if bias is None else _bias_pointer(bias, weight.n),
-            y.data_ptr(),
-            y_stride,
-            y_type,
-            threads or _threads,
-        )
+        out_stride, out_type = _check_out(out, m, weight.n)
+    status = native.library().craton_linear(
+        weight.address,
+        x.data_ptr(),
+        m,
+        x_stride,
+        x_type,
+        None if bias is None else _bias_pointer(bias, weight.n),
+        out.data_ptr(),
+        out_stride,
+        out_type,
+        threads or _threads,
     )
-    return y
+    _check(status)
+    return out
 
 
 def rows(weight: PackedWeight, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,7 +138,9 @@ def rows(weight: PackedWeight, ids: Tensor, dtype: torch.dtype) -> Tensor:
         weight.address, ids.data_ptr(), ids.numel(), out.data_ptr(), _float_type(dtype), _threads
     )
     if status == native.BAD_ARGUMENT:
-        raise UsageError(f"row ids from {int(ids.min())} to {int(ids.max())} of {weight}, which has rows 0 to {weight.n - 1}")
+        raise UsageError(
+            f"row ids from {int(ids.min())} to {int(ids.max())} of {weight}, which has rows 0 to {weight.n - 1}"
+        )
     _check(status)
     return out
 
@@ -150,7 +148,37 @@ def rows(weight: PackedWeight, ids: Tensor, dtype: torch.dtype) -> Tensor:
 def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The whole weight as fp32 or bf16 [n, k], for a matrix product elsewhere."""
     out = torch.empty((weight.n, weight.k), dtype=dtype)
-    _check(
-        native.library().craton_rows(weight.address, None, weight.n, out.data_ptr(), _float_type(dtype), _threads)
-    )
+    _check(native.library().craton_rows(weight.address, None, weight.n, out.data_ptr(), _float_type(dtype), _threads))
     return out
+
+
+def _float_type(dtype: torch.dtype) -> int:
+    if dtype not in _TYPES:
+        raise UsageError(f"packed weights unpack to fp32 or bf16, not {dtype}")
+    return _TYPES[dtype]
+
+
+def _check_out(out: Tensor, m: int, n: int) -> tuple[int, int]:
+    """The row stride and type of a tensor to write [m, n] to."""
+    out_type = _TYPES.get(out.dtype)
+    if out_type is None or tuple(out.shape) != (m, n) or (out.stride(1) != 1 and n > 1) or not out.is_cpu:
+        raise UsageError(f"the result is fp32 or bf16 [{m}, {n}] on the CPU, contiguous in n; out is {_describe(out)}")
+    return out.stride(0), out_type
+
+
+def _bias_pointer(bias: Tensor, n: int) -> int:
+    if bias.dtype != torch.float32 or tuple(bias.shape) != (n,) or not bias.is_contiguous() or not bias.is_cpu:
+        raise UsageError(f"the bias is contiguous fp32 [{n}] on the CPU, not {_describe(bias)}")
+    return bias.data_ptr()
+
+
+def _describe(tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)} with strides {list(tensor.stride())} on {tensor.device.type}"
+
+
+def _check(status: int) -> None:
+    if status == native.NO_MEMORY:
+        raise MemoryError("no memory for the quantised activations")
+    if status != native.OK:
+        raise UsageError(f"the native kernels refused a call (status {status})")

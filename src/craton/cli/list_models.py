@@ -1,0 +1,33 @@
+"""`craton list`: the models in the store."""
+
+from __future__ import annotations
+
+from craton.cli.options import Json
+from craton.cli.terminal import print_json, size, stderr, stdout
+
+
+def list_models(*, json: Json = False) -> None:
+    """List the stored models, every version."""
+    from rich.table import Table
+
+    from craton import store
+
+    models, damaged = store.list_models(), store.damaged_models()
+    if json:
+        rows = [
+            {"id": m.id, "source": m.source, "bytes": m.size, "licence": m.licence, "location": str(m.path),
+             "in_place": m.in_place, "created": m.created}
+            for m in models
+        ]
+        return print_json({"models": rows, "damaged": [error.as_dict() for error in damaged]})
+    if models:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column, justify in (("model", "left"), ("size", "right"), ("licence", "left"), ("from", "left")):
+            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for model in models:
+            table.add_row(model.id, size(model.size), model.licence or "?", model.source)
+        stdout.print(table)
+    else:
+        stderr.print("The store is empty. [dim]Start with: craton pull smollm2-135m-instruct[/]")
+    for error in damaged:
+        stderr.print(f"[red]{stderr.escape(str(error))}[/]")
