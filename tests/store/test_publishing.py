@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import http.server
 import json
 import os
@@ -23,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from craton.checkpoints import disk, packages
+from craton.checkpoints import packages
 from craton.checkpoints.sources import BuiltIn, SourceKind
 from craton.errors import CheckpointError, CratonError, DownloadError, StoreError, UnknownName, UsageError
 from craton.store import damaged_models, find, list_models, locks, publishing, pull, remove, verify
@@ -70,7 +71,7 @@ def test_pulling_again_is_instant_and_says_so(
 ) -> None:
     first = pull("fake")
     monkeypatch.setattr(publishing, "fetch_package", None)
-    monkeypatch.setattr(disk.hashlib, "sha256", None)  # nothing is read again
+    monkeypatch.setattr(hashlib, "sha256", None)  # nothing is read again
     again = pull("fake")
     assert again == dataclasses.replace(first, is_new=False)
     shutil.rmtree(craton_home / "locks")  # and nothing is written: a read-only store will do
@@ -84,23 +85,28 @@ def test_a_touched_but_equal_file_is_not_a_change(fake_model: BuiltIn) -> None:
     assert not pull("fake").is_new
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "extra"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
 def test_a_damaged_model_is_fetched_again_in_its_place(fake_model: BuiltIn, craton_home: Path, damage: str) -> None:
     model = pull("fake")
     if damage == "missing":
         model.path.unlink()
     elif damage == "cut":
         os.truncate(model.path, 10)
-    elif damage == "flipped":
-        model.path.write_bytes(bytes(model.path.stat().st_size))
     else:
-        (model.root / "extra.json").write_text("{}")
+        model.path.write_bytes(bytes(model.path.stat().st_size))
     repaired = pull("fake")
     assert repaired.id == "fake@v1"
     assert repaired.is_new
     assert verify("fake") == []
     assert ids() == ["fake@v1"]
     assert leftovers(craton_home) == []
+
+
+def test_a_file_put_beside_a_fetched_model_is_kept(fake_model: BuiltIn) -> None:
+    notes = pull("fake").root / "notes.txt"
+    notes.write_text("mine")
+    assert not pull("fake").is_new
+    assert notes.read_text() == "mine"
 
 
 def test_a_damaged_manifest_does_not_stand_in_the_way(fake_model: BuiltIn) -> None:
@@ -144,6 +150,12 @@ def test_a_changed_folder_becomes_the_next_version(folder: Path, same_size: bool
     assert model.is_new
     assert verify("mine@v2") == []
     assert [problem.what for problem in verify("mine@v1")] == ["changed"]
+
+
+def test_a_new_file_in_a_folder_is_a_change(folder: Path) -> None:
+    pull(str(folder))
+    (folder / "generation_config.json").write_text("{}")
+    assert pull(str(folder)).id == "mine@v2"
 
 
 @pytest.mark.parametrize("suffix", ["gguf", "safetensors"])
@@ -270,7 +282,7 @@ def test_a_disk_that_refuses(
         patch.setattr(os, call, refuse)
         with pytest.raises(StoreError, match=os.strerror(number)):
             pull("fake")
-    assert list_models() == damaged_models() == []
+    assert [*list_models(), *damaged_models()] == []
     assert all(name.endswith(".part") for name in leftovers(craton_home))
     assert pull("fake").id == "fake@v1"
     assert verify("fake") == []
@@ -283,7 +295,7 @@ def test_a_disk_that_refuses(
 
 def test_too_small_a_disk_is_noticed_first(fake_model: BuiltIn, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(packages.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StoreError, match="are free") as caught:
         pull("fake")
     assert "CRATON_HOME" in str(caught.value.remedy)
@@ -305,7 +317,7 @@ def test_an_interrupt_leaves_nothing_half_done(fake_model: BuiltIn, craton_home:
 
         with pytest.raises(KeyboardInterrupt):
             pull("fake", progress=interrupt)
-        assert list_models() == damaged_models() == []
+        assert [*list_models(), *damaged_models()] == []
         assert list((craton_home / "tmp").iterdir()) == []
     pull("fake")
     assert verify("fake") == []

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from craton.checkpoints.gguf_changes import INTERLEAVED_K, INTERLEAVED_Q, PARTS_FIRST, PLUS_ONE, TURNED, Change
+from craton.checkpoints.gguf_changes import (
+    INTERLEAVED_K,
+    INTERLEAVED_Q,
+    PARTS_FIRST,
+    PLUS_ONE,
+    TURNED,
+    UNPACKED,
+    Change,
+)
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]  # of the file's tensors
@@ -192,7 +200,7 @@ MIXTRAL = Architecture(
             },
         ),
     },
-    changes=INTERLEAVED,
+    changes={**INTERLEAVED, LAYER.format("block_sparse_moe.gate"): UNPACKED},
 )
 
 QWEN2 = Architecture(
@@ -238,6 +246,7 @@ QWEN3_MOE = Architecture(
             },
         ),
     },
+    changes={LAYER.format("mlp.gate"): UNPACKED},
     conventions=lambda config, shapes: {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
 )
 
@@ -351,9 +360,7 @@ GPT2 = Architecture(
             },
         ),
     },
-    changes={
-        f"h.{{n}}.{name}": TURNED for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    },
+    changes={f"h.{{n}}.{name}": TURNED for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
     rotary=False,
     # Some files hold the embedding a second time, as the head.
     conventions=lambda config, shapes: {"activation_function": "gelu_new", "tie_word_embeddings": True},
@@ -416,6 +423,7 @@ BERT = Architecture(
             },
         ),
     },
+    changes={"embeddings.token_type_embeddings": UNPACKED},
     fixed={"attention.causal": False},
     rotary=False,
     conventions=lambda config, shapes: {

@@ -1,4 +1,4 @@
-"""What conversion to GGUF does to a tensor's numbers beside renaming it, and how that is undone."""
+"""What conversion to GGUF does to a tensor beside renaming it, and how that is undone."""
 
 from __future__ import annotations
 
@@ -76,6 +76,20 @@ class Turned:
         return shape[::-1]
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """Nothing but that the model wants plain numbers, should the file hold blocks."""
+
+    def store(self, tensor: Tensor, config: Config) -> Tensor:
+        return tensor
+
+    def restore(self, weight: Weight, config: Config) -> Weight:
+        return _plain(weight)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+
 def _plain(weight: Weight) -> Tensor:
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
@@ -87,3 +101,4 @@ INTERLEAVED_K = RowsSwapped(lambda config: (config["num_key_value_heads"], 2, -1
 PARTS_FIRST = RowsSwapped(lambda config: (1, config["num_attention_heads"], 3, -1))
 PLUS_ONE = Shifted(1.0)
 TURNED = Turned()
+UNPACKED = Unpacked()

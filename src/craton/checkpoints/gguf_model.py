@@ -202,6 +202,8 @@ def _read_rotary(
 ) -> dict[str, Any]:
     prefix = f"{architecture.name}.rope"
     size = hf.get("head_dim") or hf["hidden_size"] // max(hf["num_attention_heads"], 1)
+    if size <= 0:
+        return {}  # the family refuses such sizes, in its own words
     dims = metadata.get(f"{prefix}.dimension_count", int, size)
     rope = read_rope(metadata, prefix, dims, factors)
     if architecture.model_type == "gemma3_text":

@@ -164,7 +164,11 @@ def _next_version(name: str) -> int:
 
 
 def _is_up_to_date(model: StoredModel, path: Path | None, report: Progress) -> bool:
-    return (path is None or path == model.path) and not problems_of(model, report, trust_times=True)
+    if path is not None and path != model.path:
+        return False
+    problems = problems_of(model, report, trust_times=True)
+    # A file that somebody put beside a fetched model is no reason to fetch it again; in a user's folder it is news.
+    return not any(model.in_place or problem.what != "extra" for problem in problems)
 
 
 # --- building and publishing --------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class RotaryScaling(Settings):
 class RotaryConfig(Settings):
     """Rotary position embedding (Su 2021) on the first `dims` of each head."""
 
-    dims: PositiveInt
+    dims: PositiveInt = Field(multiple_of=2)
     theta: PositiveFloat = 10000.0
     interleaved: bool = Field(default=False, description="pairs are (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..")
     scaling: RotaryScaling | None = None

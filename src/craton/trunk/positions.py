@@ -47,7 +47,7 @@ def _yarn(frequencies: Tensor, config: RotaryConfig, scaling: RotaryScaling) -> 
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.dims - 1)
-    ramp = (torch.arange(config.dims // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(config.dims // 2, dtype=torch.float32) - low) / ((high - low) or 0.001)
     stretched = ramp.clamp(0, 1)
     return frequencies * (1 - stretched) + frequencies / scaling.factor * stretched
 
@@ -56,7 +56,12 @@ class Rotary:
     """cos and sin for one set of positions, in the form that `apply` wants: fp32 [T, 1, dims], sin already signed."""
 
     def __init__(self, config: RotaryConfig, positions_T: Tensor, lengths_T: Tensor, dtype: torch.dtype) -> None:
-        """lengths_T: how long the whole sequence of each token is so far (longrope switches on it)."""
+        """lengths_T: how long the whole sequence of each token is so far, this pass's tokens included.
+
+        Longrope picks by it, for each sequence alone: the long factors once it is longer than the original context.
+        Keys that a cache already holds keep the factors of the pass that wrote them, as in the reference: whoever
+        decodes across the boundary and wants what a single pass gives must compute the sequence anew there.
+        """
         self.config = config
         device, scaling = positions_T.device, config.scaling
         angles = positions_T[:, None].float() * inverse_frequencies(config).to(device)

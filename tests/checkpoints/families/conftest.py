@@ -29,11 +29,11 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Weights large enough that every switch shows in the logits; norms near one."""
+    """Weights (and saved buffers) large enough that every switch shows in the logits; norms near one."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = parameter.data + 0.3 * noise if parameter.dim() == 1 else noise * parameter.shape[-1] ** -0.5
+    for tensor in model.state_dict().values():
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensor.copy_(tensor + 0.3 * noise if tensor.dim() == 1 else noise * tensor.shape[-1] ** -0.5)
 
 
 @pytest.fixture
@@ -144,6 +144,26 @@ def check_encoder(tmp_path: Path) -> Callable[..., Encoder]:
             ).eval()
             assert_close(reloaded(ids[None]).last_hidden_state[0], reference, "saved by us, loaded by transformers")
             assert Checkpoint.open(tmp_path / "ours").config == checkpoint.config
+        return ours
+
+    return check
+
+
+@pytest.fixture
+def check_masked_lm(tmp_path: Path) -> Callable[..., Encoder]:
+    """check(config, length=40): the encoder within a masked language model's files, whose head is left there."""
+    transformers = pytest.importorskip("transformers")
+
+    def check(config: Any, length: int = 40) -> Encoder:
+        theirs = transformers.AutoModelForMaskedLM.from_config(config, attn_implementation="eager").float().eval()
+        randomise(theirs)
+        theirs.save_pretrained(tmp_path / "theirs")
+        ours = Checkpoint.open(tmp_path / "theirs").load(torch.float32)
+        assert isinstance(ours, Encoder)
+        ids = torch.randint(5, config.vocab_size, (length,), generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            reference = theirs.base_model(ids[None]).last_hidden_state[0]
+            assert_close(ours(ids, torch.arange(length)), reference, "one sequence")
         return ours
 
     return check

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from craton.checkpoints.families.decoder import layer_count, read_activation, read_head_size, write_activation
+from craton.checkpoints.families.decoder import layer_count, read_activation, split_width, write_activation
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.names import Entry, same
 from craton.models import EncoderConfig, ModelConfig
@@ -40,7 +40,7 @@ def read_config(keys: Keys, *, unused_positions: int = 0) -> EncoderConfig:
     """config.json -> ours. unused_positions: how many rows of the position table stand before the first token's."""
     keys.refuse("position_embedding_type", "absolute")
     keys.refuse("is_decoder", False)
-    heads, head_size = keys.need("num_attention_heads", int), read_head_size(keys)
+    heads, head_size = keys.need("num_attention_heads", int), split_width(keys)
     norm = NormConfig(kind="layer", eps=keys.get("layer_norm_eps", float, 1e-12), bias=True)
     layer = LayerConfig(
         attention=AttentionConfig(
@@ -70,23 +70,21 @@ def read_config(keys: Keys, *, unused_positions: int = 0) -> EncoderConfig:
     )
 
 
-def write_config(
-    config: ModelConfig, architecture: str = "BertModel", model_type: str = "bert", *, unused_positions: int = 0
-) -> dict[str, Any]:
+def write_config(config: ModelConfig) -> dict[str, Any]:
     """Ours -> config.json."""
     assert isinstance(config, EncoderConfig)
     layer = config.trunk.layers[0]
     assert isinstance(layer.feedforward, FeedForwardConfig)
     return {
-        "architectures": [architecture],
-        "model_type": model_type,
+        "architectures": ["BertModel"],
+        "model_type": "bert",
         "vocab_size": config.vocab,
         "hidden_size": config.trunk.width,
         "num_hidden_layers": len(config.trunk.layers),
         "num_attention_heads": layer.attention.heads,
         "intermediate_size": layer.feedforward.hidden,
         "hidden_act": write_activation(layer.feedforward.activation),
-        "max_position_embeddings": config.context + unused_positions,
+        "max_position_embeddings": config.context,
         "type_vocab_size": config.token_types,
         "layer_norm_eps": layer.norm.eps,
     }

@@ -59,11 +59,14 @@ def read_norm(keys: Keys, *, offset: float = 0.0) -> NormConfig:
 
 def read_head_size(keys: Keys) -> int:
     """`head_dim`, or the width divided by the number of heads."""
-    width, heads = keys.need("hidden_size", int), keys.need("num_attention_heads", int)
-    if keys.has("head_dim"):
-        return keys.need("head_dim", int)
+    return keys.need("head_dim", int) if keys.has("head_dim") else split_width(keys)
+
+
+def split_width(keys: Keys, width_key: str = "hidden_size", heads_key: str = "num_attention_heads") -> int:
+    """The size of a head in models whose heads share the width out among them."""
+    width, heads = keys.need(width_key, int), keys.need(heads_key, int)
     if heads <= 0 or width % heads:
-        raise CheckpointError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}", where=keys.where)
+        raise CheckpointError(f"{width_key} {width} is not a multiple of {heads_key} {heads}", where=keys.where)
     return width // heads
 
 

@@ -122,8 +122,9 @@ def _check_groups(experts: ExpertsConfig, keys: Keys) -> None:
 def _read_attention(keys: Keys) -> AttentionConfig:
     heads = keys.need("num_attention_heads", int)
     keys.refuse("num_key_value_heads", heads)
-    rotated = keys.get("qk_rope_head_dim", int, 64)
-    size = keys.get("qk_nope_head_dim", int, 128) + rotated
+    keys = keys.defaulting(qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=512)
+    rotated = keys.count("qk_rope_head_dim")
+    size = keys.count("qk_nope_head_dim") + rotated
     rotary = read_rotary(keys, rotated, interleaved=keys.get("rope_interleave", bool, True))
     scale, all_dim = None, rotary_keys(keys).get("mscale_all_dim", float, 0.0)
     if rotary.scaling is not None and all_dim and rotary.scaling.factor > 1:
@@ -132,13 +133,13 @@ def _read_attention(keys: Keys) -> AttentionConfig:
         heads=heads,
         kv_heads=heads,
         head_size=size,
-        value_size=keys.get("v_head_dim", int, 128),
+        value_size=keys.need("v_head_dim", int),
         bias=("q", "k", "o") if keys.get("attention_bias", bool, False) else (),
         scale=scale,
         rotary=rotary,
         latent=LatentConfig(
             q_rank=keys.get("q_lora_rank", int, None),
-            kv_rank=keys.get("kv_lora_rank", int, 512),
+            kv_rank=keys.need("kv_lora_rank", int),
             rotary_size=rotated,
             norm=LATENT_NORM,
         ),

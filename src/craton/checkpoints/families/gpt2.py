@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from craton.checkpoints.families.decoder import layer_count, read_activation, write_activation
+from craton.checkpoints.families.decoder import layer_count, read_activation, split_width, write_activation
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.names import Entry, row_parts, same, transposed
-from craton.errors import CheckpointError
 from craton.models import CausalLMConfig, ModelConfig
 from craton.trunk import AttentionConfig, FeedForwardConfig, LayerConfig, LearnedPositions, NormConfig, TrunkConfig
 
@@ -27,11 +26,10 @@ def read_config(keys: Keys) -> ModelConfig:
     keys.refuse("add_cross_attention", False)
     keys.refuse("tie_word_embeddings", True)
     width, heads, context = keys.need("n_embd", int), keys.need("n_head", int), keys.need("n_positions", int)
-    if heads <= 0 or width % heads:
-        raise CheckpointError(f"n_embd {width} is not a multiple of n_head {heads}", where=keys.where)
+    head_size = split_width(keys, "n_embd", "n_head")
     norm = NormConfig(kind="layer", eps=keys.get("layer_norm_epsilon", float, 1e-5), bias=True)
     layer = LayerConfig(
-        attention=AttentionConfig(heads=heads, kv_heads=heads, head_size=width // heads, bias=("q", "k", "v", "o")),
+        attention=AttentionConfig(heads=heads, kv_heads=heads, head_size=head_size, bias=("q", "k", "v", "o")),
         feedforward=FeedForwardConfig(
             hidden=keys.get("n_inner", int, 4 * width),
             activation=read_activation(keys, "activation_function", "gelu_new"),

@@ -12,14 +12,14 @@ from typing import Any
 from craton.checkpoints.families.decoder import (
     layer_count,
     read_activation,
-    read_attention,
     read_bias,
+    split_width,
     write_activation,
 )
-from craton.checkpoints.families.family import Family, Keys, write_rotary, write_rotated
+from craton.checkpoints.families.family import Family, Keys, read_rotary, read_rotated, write_rotary, write_rotated
 from craton.checkpoints.names import Entry, head_parts, same
 from craton.models import CausalLMConfig, ModelConfig
-from craton.trunk import FeedForwardConfig, LayerConfig, NormConfig, TrunkConfig
+from craton.trunk import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig, TrunkConfig
 
 # Ours -> theirs, within one layer.
 LAYER_NAMES = {
@@ -36,9 +36,16 @@ def read_config(keys: Keys) -> ModelConfig:
         rope_theta=keys.get("rotary_emb_base", float, 10000.0),
         partial_rotary_factor=keys.get("rotary_pct", float, 0.25),
     )
+    heads, size = keys.need("num_attention_heads", int), split_width(keys)
     norm = NormConfig(kind="layer", eps=keys.get("layer_norm_eps", float, 1e-5), bias=True)
     layer = LayerConfig(
-        attention=read_attention(keys, bias=read_bias(keys, default=True)),
+        attention=AttentionConfig(
+            heads=heads,
+            kv_heads=heads,
+            head_size=size,
+            bias=read_bias(keys, default=True),
+            rotary=read_rotary(keys, read_rotated(keys, size)),
+        ),
         feedforward=FeedForwardConfig(
             hidden=keys.need("intermediate_size", int), activation=read_activation(keys, default="gelu"), bias=True
         ),

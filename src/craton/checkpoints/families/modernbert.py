@@ -12,8 +12,8 @@ from typing import Any
 from craton.checkpoints.families.decoder import (
     read_activation,
     read_bias,
-    read_head_size,
     read_local_layers,
+    split_width,
     write_activation,
 )
 from craton.checkpoints.families.family import Family, Keys, read_rotary, write_rotary
@@ -52,7 +52,7 @@ def read_config(keys: Keys) -> ModelConfig:
 
 
 def _read_attention(keys: Keys, layer_type: str, theta: float, window: int | None) -> AttentionConfig:
-    heads, size = keys.need("num_attention_heads", int), read_head_size(keys)
+    heads, size = keys.need("num_attention_heads", int), split_width(keys)
     return AttentionConfig(
         heads=heads,
         kv_heads=heads,
@@ -80,6 +80,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": first.feedforward.hidden,
         "hidden_activation": write_activation(first.feedforward.activation),
         "max_position_embeddings": config.context,
+        "pad_token_id": None,  # the tokeniser knows it; the default lies outside of a small vocabulary
         "norm_eps": first.norm.eps,
         "norm_bias": first.norm.bias,
         "attention_bias": bool(first.attention.bias),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from craton.checkpoints.families import bert
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.names import Entry
-from craton.models import EncoderConfig
+from craton.models import EncoderConfig, ModelConfig
 
 UNUSED_POSITIONS = 2
 
@@ -24,6 +25,17 @@ def read_config(keys: Keys) -> EncoderConfig:
     """config.json -> ours."""
     keys.refuse("pad_token_id", UNUSED_POSITIONS - 1)
     return bert.read_config(keys, unused_positions=UNUSED_POSITIONS)
+
+
+def write_config(config: ModelConfig, class_name: str, model_type: str) -> dict[str, Any]:
+    """Ours -> config.json."""
+    assert isinstance(config, EncoderConfig)
+    return bert.write_config(config) | {
+        "architectures": [f"{class_name}Model"],
+        "model_type": model_type,
+        "max_position_embeddings": config.context + UNUSED_POSITIONS,
+        "pad_token_id": UNUSED_POSITIONS - 1,
+    }
 
 
 def _cut(tables: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -36,23 +48,18 @@ def _extend(tables: Sequence[Tensor]) -> Sequence[Tensor]:
 
 POSITIONS = Entry(bert.POSITIONS.theirs, bert.POSITIONS.ours, _cut, _extend)
 
-ROBERTA, XLM_ROBERTA = (
-    Family(
+
+def _family(name: str, class_name: str, model_type: str) -> Family:
+    return Family(
         name=name,
         architectures=(f"{class_name}Model", f"{class_name}ForMaskedLM"),
         read_config=read_config,
-        write_config=partial(
-            bert.write_config,
-            architecture=f"{class_name}Model",
-            model_type=model_type,
-            unused_positions=UNUSED_POSITIONS,
-        ),
+        write_config=partial(write_config, class_name=class_name, model_type=model_type),
         entries=partial(bert.entries, positions=POSITIONS),
         ignored=(r"embeddings\.position_ids", r"lm_head\..*"),
         prefixes=("roberta.",),
     )
-    for name, class_name, model_type in (
-        ("roberta", "Roberta", "roberta"),
-        ("xlm_roberta", "XLMRoberta", "xlm-roberta"),
-    )
-)
+
+
+ROBERTA = _family("roberta", "Roberta", "roberta")
+XLM_ROBERTA = _family("xlm_roberta", "XLMRoberta", "xlm-roberta")

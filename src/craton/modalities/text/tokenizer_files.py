@@ -22,6 +22,13 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 
 # Tokenizer classes whose vocab.json + merges.txt are plain byte-level BPE -> the pre-tokeniser they cut words with.
 _BYTE_LEVEL_CLASSES = {"": "gpt-2", "GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
+_BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 _WORDPIECE_CLASSES = {"", "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"}
 
 
@@ -40,7 +47,8 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFiles:
     config = _read_json(folder / "tokenizer_config.json")
     named = _named_tokens(_read_json(folder / "special_tokens_map.json") | config)
     model_config = _read_json(folder / "config.json") | _read_json(folder / "generation_config.json")
-    backend = _read_backend(folder, config)
+    backend, usual = _read_backend(folder, config)
+    named = usual | named
     _add_listed_tokens(backend, folder, config)
 
     special_tokens = {name: text for name, text in named.items() if text is not None}
@@ -52,8 +60,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFiles:
             special_tokens[name] = text
     # Old vocabularies hold their special tokens as ordinary entries.
     tokenizer_json.mark_special(backend, special_tokens.values())
-    if "add_bos_token" in config or "add_eos_token" in config:
-        # Where stated, these overrule tokenizer.json's post-processor, as in transformers.
+    if not (folder / "tokenizer.json").is_file() and (config.get("add_bos_token") or config.get("add_eos_token")):
         before = _token(backend, special_tokens.get("bos_token")) if config.get("add_bos_token") else None
         after = _token(backend, special_tokens.get("eos_token")) if config.get("add_eos_token") else None
         backend.post_processor = tokenizer_json.surround(before, after)
@@ -62,15 +69,16 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFiles:
     )
 
 
-def _read_backend(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _read_backend(folder: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, str | None]]:
+    """The tokenizer, and the special tokens that its kind has unless a config says otherwise."""
     source = folder / "tokenizer.json"
     if source.is_file():
-        return tokenizer_json.parse(_read_text(source), where=str(source))
+        return tokenizer_json.parse(_read_text(source), where=str(source)), {}
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file() and kind in _BYTE_LEVEL_CLASSES:
-        return _byte_level_from_vocab(folder, _BYTE_LEVEL_CLASSES[kind])
+        return _byte_level_from_vocab(folder, _BYTE_LEVEL_CLASSES[kind]), {}
     if (folder / "vocab.txt").is_file() and kind in _WORDPIECE_CLASSES:
-        return _wordpiece_from_vocab(folder / "vocab.txt", config)
+        return _wordpiece_from_vocab(folder / "vocab.txt", config), dict(_BERT_TOKENS)
     what = "this folder has no tokenizer.json"
     if (folder / "tokenizer.model").is_file():
         what = "only a SentencePiece tokenizer.model is here, which has to be converted first"

@@ -1,0 +1,125 @@
+"""Run every benchmark in this folder and put its figures into the README (`make bench`).
+
+Benchmark NAME's document is kept as results/NAME.json, and its table stands in the README between
+`<!-- benchmark:NAME -->` and `<!-- /benchmark:NAME -->`. `--quick` is passed on to the benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness import Case, Document, absences, number, peer_names
+
+from craton.errors import CratonError, UsageError
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+NOT_BENCHMARKS = ("harness", "run_all")
+THREADS = re.compile(r"/threads=(\d+)")
+
+
+def main() -> int:
+    """Check the README's markers, run, and rewrite its tables. The exit status is 2 if it cannot be done."""
+    flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    flags.add_argument("--quick", action="store_true", help="fewer cases and rounds: about a minute a benchmark")
+    quick = ["--quick"] if flags.parse_args().quick else []
+    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    try:
+        for name in names:
+            between(read(README), name)  # before the long work, not after it
+        for name in names:
+            print(f"{name} ...", flush=True)
+            result = HERE / "results" / f"{name}.json"
+            result.parent.mkdir(exist_ok=True)
+            subprocess.run([sys.executable, str(HERE / f"{name}.py"), *quick, "--json", str(result)], check=True)
+            update(README, name, json.loads(result.read_text(encoding="utf-8")))
+    except CratonError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
+
+
+def update(readme: Path, name: str, document: Document) -> None:
+    """Replace the table of benchmark `name`. Raises UsageError if the README has no place for it."""
+    text = read(readme)
+    start, end = between(text, name)
+    readme.write_text(f"{text[:start]}\n{render_table(document)}\n{text[end:]}", encoding="utf-8")
+
+
+def between(text: str, name: str) -> tuple[int, int]:
+    """Where the table of `name` begins and ends. Raises UsageError unless its markers stand there once, in order."""
+    opening, closing = f"<!-- benchmark:{name} -->", f"<!-- /benchmark:{name} -->"
+    start, end = text.find(opening) + len(opening), text.find(closing)
+    if text.count(opening) != 1 or text.count(closing) != 1 or end < start:
+        raise UsageError(
+            f"the README has no place for the table of {name}",
+            where=README.name,
+            remedy=f"put {opening} and {closing} on lines of their own where it should stand",
+        )
+    return start, end
+
+
+def read(path: Path) -> str:
+    """The text of the README. Raises UsageError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the README cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def render_table(document: Document) -> str:
+    """The document as a Markdown table, with a line about the machine under it.
+
+    Cases that differ only in their threads share a row: "31 / 58" is one figure with 1 thread and one with 2.
+    """
+    peers = peer_names(document)
+    rows: dict[str, list[Case]] = {}
+    threads: dict[str, None] = {}
+    for name, one in document["cases"].items():
+        rows.setdefault(THREADS.sub("", name), []).append(one)
+        threads |= dict.fromkeys(THREADS.findall(name))
+    lines = [
+        "| " + " | ".join(("case", "unit", "Craton", *peers, *(f"vs {peer}" for peer in peers))) + " |",
+        "|---|---|" + "---:|" * (1 + 2 * len(peers)),
+    ]
+    for name, cases in rows.items():
+        cells = [name, cases[0]["unit"], _joined(number(one["ours"]) for one in cases)]
+        cells += [_joined(_peer_cell(one, peer) for one in cases) for peer in peers]
+        cells += [_joined(_ratio_cell(one, peer) for one in cases) for peer in peers]
+        lines.append("| " + " | ".join(cells) + " |")
+    facts = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+    notes = [
+        f"{facts['cpu']} ({', '.join(facts['isa'])}), {facts['cores']} cores, {facts['memory_gb']} GB; {versions}."
+    ]
+    if threads:
+        notes.append(f"Figures with {' / '.join(threads)} threads; medians of interleaved rounds.")
+    notes += [f"{peer} is absent: {reason}." for peer, reason in absences(document)]
+    return "\n".join([*lines, "", " ".join(notes)])
+
+
+def _peer_cell(one: Case, peer: str) -> str:
+    if peer in one.get("absent", {}):
+        return "absent"
+    setting = one.get("settings", {}).get(peer, "")
+    return f"{number(one['peers'].get(peer))} {setting}".strip()
+
+
+def _ratio_cell(one: Case, peer: str) -> str:
+    return f"{number(one['ratio'][peer])}x" if peer in one["ratio"] else "-"
+
+
+def _joined(cells: Iterable[str]) -> str:
+    return " / ".join(cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
