@@ -109,7 +109,7 @@ def test_an_empty_store_says_where_to_start(craton, tmp_path, monkeypatch):
 
 def test_a_file_goes_in_and_out_of_the_store(craton, smollm2_gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-    status, _, err = craton("pull", str(smollm2_gguf), "--as", "mine")
+    status, _, err = craton("pull", str(smollm2_gguf), "--name", "mine")
     assert status == 0
     assert "read in place" in err
     assert "mine@v1" in craton("list")[1]
@@ -125,7 +125,7 @@ def test_verify_finds_a_changed_file_and_ends_with_1(craton, minilm_folder, tmp_
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).write_bytes((minilm_folder / name).read_bytes())
-    assert craton("pull", str(folder), "--as", "copy")[0] == 0
+    assert craton("pull", str(folder), "--name", "copy")[0] == 0
     (folder / "config.json").write_text("{}")
     status, out, _ = craton("verify", "copy", "--json")
     assert status == 1

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -54,6 +55,18 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put `content` in place of `path`, or leave what is there: never half of it. Raises StoreError."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with disk_errors(f"write {path.name}", path):
+        try:
+            write_synced(part, [content])
+            os.replace(part, path)
+            sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

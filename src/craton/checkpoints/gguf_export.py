@@ -91,7 +91,7 @@ def save_gguf(
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     read_back = read_config(Metadata(_plain(metadata), str(path)), architecture, shapes, factors)
     _check_same(model.config, family_of(read_back, str(path)).config(Keys(read_back, str(path))), architecture)
-    write_gguf(path, metadata | _vocabulary(tokenizer, model.config.vocab), tensors)
+    write_gguf(path, metadata | _vocabulary(tokenizer, model.config), tensors)
     return path
 
 
@@ -205,9 +205,9 @@ def _type(inside: str, shape: tuple[int, ...], kind: GGUFKind) -> GGMLType:
     return GGMLType.F16 if shape[-1] % type.block_size else type
 
 
-def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, TypedValue]:
+def _vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, TypedValue]:
     """The tokeniser's metadata, with a name for every row of the embedding that has no token."""
-    values = gguf_metadata_from_tokenizer(tokenizer)
+    values, size = gguf_metadata_from_tokenizer(tokenizer), config.vocab
     tokens = values["tokenizer.ggml.tokens"]
     if len(tokens) > size:
         raise CheckpointError(
@@ -218,7 +218,10 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, TypedValue]:
     values["tokenizer.ggml.token_type"] = values["tokenizer.ggml.token_type"] + [UNUSED for _ in spare]
     if "tokenizer.ggml.scores" in values:
         values["tokenizer.ggml.scores"] = values["tokenizer.ggml.scores"] + [UNUSED_SCORE for _ in spare]
-    return {key: WRITERS[GGUF_TYPES.get(key, "string")](value) for key, value in values.items()}
+    typed = {key: WRITERS[GGUF_TYPES.get(key, "string")](value) for key, value in values.items()}
+    if isinstance(config, EncoderConfig):
+        typed["tokenizer.ggml.token_type_count"] = u32(config.token_types)
+    return typed
 
 
 def _plain(metadata: Mapping[str, TypedValue]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def pull(
     ],
     /,
     *,
-    name: Annotated[str | None, Parameter(name=["--as"], help="the name in the store")] = None,
+    name: Annotated[str | None, Parameter(help="the name in the store")] = None,
     json: Json = False,
 ) -> None:
     """Fetch a model into the store. An interrupted download goes on where it stopped; what lies on this machine

@@ -66,9 +66,15 @@ def sentencepiece_vocabulary() -> tuple[list[str], list[float], list[int]]:
     return tokens, scores, types
 
 
-def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def lines() -> list[str]:
+    return LINES
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_metadata() -> dict[str, Any]:
     tokens, scores, types = sentencepiece_vocabulary()
-    metadata = {
+    return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": scores,
@@ -77,7 +83,21 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
     }
-    return metadata | changes
+
+
+@pytest.fixture(scope="session")
+def byte_level_metadata(byte_level: Tokenizer) -> dict[str, Any]:
+    model = json.loads(byte_level.backend.to_str())["model"]
+    tokens = sorted(model["vocab"], key=lambda token: int(model["vocab"][token]))
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 3, *([1] * (len(tokens) - 3))],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -87,14 +107,14 @@ def byte_level() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def sentencepiece() -> Tokenizer:
-    return tokenizer_from_gguf(sentencepiece_metadata())
+def sentencepiece(sentencepiece_metadata: dict[str, Any]) -> Tokenizer:
+    return tokenizer_from_gguf(sentencepiece_metadata)
 
 
 @pytest.fixture(scope="session")
-def metaspace() -> Tokenizer:
+def metaspace(sentencepiece: Tokenizer) -> Tokenizer:
     """SentencePiece's BPE in the newer layout: spaces made visible by a pre-tokeniser and by the decoder."""
-    description = json.loads(tokenizer_from_gguf(sentencepiece_metadata()).backend.to_str())
+    description = json.loads(sentencepiece.backend.to_str())
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     description["normalizer"], description["pre_tokenizer"] = None, space
     description["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, space, {"type": "Fuse"}]}
