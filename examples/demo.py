@@ -48,7 +48,9 @@ def chat() -> None:
         for piece in stream:
             print(piece, end="", flush=True)
         done = stream.completion
-        print(f"\n  [{done.tokens_per_second:.0f} tokens/s, first token after {done.first_token_seconds * 1000:.0f} ms]")
+        print(
+            f"\n  [{done.tokens_per_second:.0f} tokens/s, first token after {done.first_token_seconds * 1000:.0f} ms]"
+        )
 
 
 def search() -> None:

@@ -1,8 +1,8 @@
 """Craton: one Python codebase for the whole life of a foundation model.
 
-    import craton
-    model = craton.load("smollm2-135m-instruct")
-    print(model.chat([{"role": "user", "content": "What is gravity?"}]).text)
+import craton
+model = craton.load("smollm2-135m-instruct")
+print(model.chat([{"role": "user", "content": "What is gravity?"}]).text)
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def assert_close() -> Callable[[Tensor, Tensor, float], None]:
     """assert_close(ours, theirs, tolerance): the largest difference, in parts of the largest number."""
 
@@ -28,7 +28,7 @@ def assert_close() -> Callable[[Tensor, Tensor, float], None]:
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_model() -> Callable[[Any], Any]:
     """random_model(config): a model of transformers whose weights are large enough that every switch shows, and fp16
     numbers, so that an F16 file holds them exactly."""

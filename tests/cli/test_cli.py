@@ -212,7 +212,9 @@ def test_too_long_a_text_says_by_how_much(craton, minilm_folder):
 
 def test_a_chat_with_commands(craton, smollm2_gguf, tmp_path: Path):
     saved = tmp_path / "talk.json"
-    script = f"Say hello.\n/system Be brief.\nWhat is \\\ntwo and two?\n/save {saved}\n/save {saved}\n/nonsense\n/exit\n"
+    script = (
+        f"Say hello.\n/system Be brief.\nWhat is \\\ntwo and two?\n/save {saved}\n/save {saved}\n/nonsense\n/exit\n"
+    )
     status, out, err = craton("chat", str(smollm2_gguf), "--max-tokens", "8", stdin=script)
     assert status == 0
     assert out.strip()

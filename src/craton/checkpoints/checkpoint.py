@@ -73,9 +73,10 @@ class Checkpoint:
             hf, source, metadata = open_gguf_model(path)
             where, pooling = str(path), read_gguf_pooling(metadata)
         else:
+            source = SafetensorsSource(open_weights(path))
             folder = path if path.is_dir() else path.parent
-            hf, source = read_json(folder / "config.json"), SafetensorsSource(open_weights(path))
-            where, pooling = str(folder / "config.json"), read_pooling(folder)
+            hf, pooling = read_json(folder / "config.json"), read_pooling(folder)
+            where = str(folder / "config.json")
         family = family_of(hf, where)
         config = family.config(Keys(hf, where, frozenset(source.shapes)))
         return cls(path, hf, family, config, source, metadata, pooling)
@@ -135,8 +136,10 @@ class Checkpoint:
         try:
             with torch.device("meta"), _Uninitialised():
                 return build(self.config)
-        except (RuntimeError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
-            raise CheckpointError(f"the config makes no model: {error}", where=str(self.path)) from None
+        except (RuntimeError, TypeError):  # which torch raises where a tensor's size overflows, with a native trace
+            raise CheckpointError(
+                "the config makes no model: some tensor's size is beyond 64 bits", where=str(self.path)
+            ) from None
 
     def _prefix(self, entries: list[Entry]) -> str:
         # Files of one family come with and without their base model's name before every tensor.

@@ -6,10 +6,7 @@ Names: the `gguf` package of the GGML project; what files leave unsaid: llama.cp
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
 from craton.checkpoints.gguf_changes import (
@@ -21,84 +18,7 @@ from craton.checkpoints.gguf_changes import (
     UNPACKED,
     Change,
 )
-
-Config = Mapping[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]  # of the file's tensors
-
-
-@dataclass(frozen=True)
-class Key:
-    """One setting: `inside` follows the architecture's name in the metadata, `theirs` is the key of config.json."""
-
-    theirs: str
-    inside: str
-    kind: type = int
-    required: bool = True
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One `general.architecture`.
-
-    hf_architectures: what a file is read as; after it, what is written as such a file where nothing is lost by it.
-    tensors: names without ".weight" and ".bias". changes: by Hugging Face's name, what conversion does besides.
-    fixed: metadata that every file has. rope_factors: the tensors of rotary factors that a file may have.
-    conventions: config.json keys that files leave unsaid, from those that they say and the shapes of their tensors.
-    unplaced: Hugging Face's tensors that the format leaves out, since no output of the model needs them.
-    """
-
-    name: str
-    hf_architectures: tuple[str, ...]
-    model_type: str
-    keys: tuple[Key, ...]
-    tensors: Mapping[str, str]
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    rotary: bool = True
-    rope_factors: tuple[str, ...] = ()
-    conventions: Callable[[Config, Shapes], dict[str, Any]] = lambda config, shapes: {}
-    unplaced: tuple[str, ...] = ()
-
-    @property
-    def expert_count(self) -> str | None:
-        """The key of config.json that counts the experts, where there are some."""
-        return next((key.theirs for key in self.keys if key.inside == "expert_count"), None)
-
-    def in_file(self, theirs: str) -> tuple[str, int | None] | None:
-        """The file's tensor that holds Hugging Face's `theirs`, and as which of its experts; None if there is none."""
-        pattern, numbers, kind = _split(theirs)
-        if pattern not in self.tensors:
-            return None
-        inside = self.tensors[pattern].format(n=numbers[0] if numbers else None)
-        return f"{inside}.{kind}", int(numbers[1]) if len(numbers) > 1 else None
-
-    def from_file(self, inside: str) -> tuple[str, bool] | None:
-        """Hugging Face's name of the file's tensor `inside`, and whether it has an {e} for the experts of a stack."""
-        pattern, numbers, kind = _split(inside)
-        if pattern not in self._theirs:
-            return None
-        theirs = self._theirs[pattern].replace("{n}", numbers[0] if numbers else "")
-        return f"{theirs}.{kind}", "{e}" in theirs
-
-    def change_of(self, theirs: str) -> Change | None:
-        """What conversion does to Hugging Face's tensor `theirs`, if anything."""
-        return self.changes.get(_split(theirs)[0])
-
-    @cached_property
-    def _theirs(self) -> dict[str, str]:
-        return {inside: theirs for theirs, inside in self.tensors.items()}
-
-
-def _split(name: str) -> tuple[str, list[str], str]:
-    # "model.layers.3.mlp.up_proj.weight" -> "model.layers.{n}.mlp.up_proj", ["3"], "weight"
-    stem, _, kind = name.rpartition(".")
-    numbers: list[str] = []
-
-    def letter(match: re.Match[str]) -> str:
-        numbers.append(match[0])
-        return "{n}" if len(numbers) == 1 else "{e}"
-
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", letter, stem), numbers, kind
+from craton.checkpoints.gguf_table import Architecture, Config, Key, Shapes
 
 
 def _layers(theirs: str, inside: Mapping[str, str]) -> dict[str, str]:
@@ -151,16 +71,18 @@ def _biases(config: Config, shapes: Shapes) -> dict[str, Any]:
     return {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
 
 
-def _gemma(config: Config, *, pattern: int, widest: int) -> dict[str, Any]:
+def _gemma(config: Config, *, window: int | None, pattern: int, widest: int) -> dict[str, Any]:
     # Scores are scaled by the head size, but by width / heads in the 27B models, which only their layer count tells.
     large = config["num_hidden_layers"] == widest
+    window = config.get("sliding_window", window)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": (
-            config["hidden_size"] / config["num_attention_heads"] if large else config.get("head_dim", 0)
+            config["hidden_size"] / max(config["num_attention_heads"], 1) if large else config["head_dim"]
         ),
+        "sliding_window": window,
         "layer_types": [
-            "full_attention" if (n + 1) % pattern == 0 or not config.get("sliding_window") else "sliding_attention"
+            "sliding_attention" if window and (n + 1) % pattern else "full_attention"
             for n in range(config["num_hidden_layers"])
         ],
     }
@@ -272,7 +194,7 @@ GEMMA2 = Architecture(
     ),
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **FEEDFORWARD, **SANDWICH_NORMS})},
     changes=_plus_one(*SANDWICH_NORMS),
-    conventions=lambda config, shapes: _gemma({"sliding_window": 4096, **config}, pattern=2, widest=46),
+    conventions=lambda config, shapes: _gemma(config, window=4096, pattern=2, widest=46),
 )
 
 GEMMA3 = Architecture(
@@ -282,7 +204,7 @@ GEMMA3 = Architecture(
     keys=(*DENSE_KEYS, WINDOW, Key("final_logit_softcapping", "final_logit_softcapping", float, required=False)),
     tensors={**ENDS, **_layers(LAYER, {**ATTENTION, **QK_NORMS, **FEEDFORWARD, **SANDWICH_NORMS})},
     changes=_plus_one(*SANDWICH_NORMS, *QK_NORMS),
-    conventions=lambda config, shapes: _gemma(config, pattern=6, widest=62),
+    conventions=lambda config, shapes: _gemma(config, window=None, pattern=6, widest=62),
 )
 
 PHI3 = Architecture(

@@ -27,11 +27,12 @@ from craton.checkpoints.gguf import (
     u32,
     write_gguf,
 )
-from craton.checkpoints.gguf_architectures import ARCHITECTURES, Architecture
+from craton.checkpoints.gguf_architectures import ARCHITECTURES
 from craton.checkpoints.gguf_model import POOLING_MODES, Metadata, read_config
 from craton.checkpoints.gguf_rotary import Factors, write_rope
+from craton.checkpoints.gguf_table import Architecture
 from craton.checkpoints.names import Entry
-from craton.errors import CheckpointError
+from craton.errors import CheckpointError, UnknownName
 from craton.modalities.text import Tokenizer, gguf_metadata_from_tokenizer
 from craton.modalities.text.gguf_export import GGUF_TYPES
 from craton.models import AnyModel, EncoderConfig, ModelConfig, PoolingConfig
@@ -70,8 +71,10 @@ def save_gguf(
     another model than this one; the file replaces what was there once it is complete.
 
     Raises CheckpointError for a model or a tokeniser that GGUF cannot describe and for weights that `kind` cannot
-    hold (NaN, infinite, too large), StoreError where the disk refuses.
+    hold (NaN, infinite, too large), UnknownName for another kind, StoreError where the disk refuses.
     """
+    if kind not in FILE_TYPES:
+        raise UnknownName("GGUF kind", kind, FILE_TYPES)
     path = Path(path)
     hf = family.write_config(model.config)
     architecture = _architecture(hf["architectures"][0])
@@ -176,8 +179,7 @@ def _tensors(
 
     def tensor(inside: str, weights: Mapping[str, Tensor]) -> Tensor:
         parts = [stacks[inside][n].make(weights, architecture, hf) for n in sorted(stacks[inside])]
-        is_stack = ".experts." in stacks[inside][0].theirs
-        return torch.stack(parts) if is_stack else parts[0]
+        return torch.stack(parts) if inside.endswith("_exps.weight") else parts[0]
 
     def source(inside: str) -> TensorSource:
         shape = tuple(tensor(inside, outlines).shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from craton.checkpoints.families.decoder import layer_count
 from craton.checkpoints.families.family import Keys, write_rotated
 from craton.checkpoints.finite import SCALES_AT
 from craton.checkpoints.gguf import GGUFFile, dequantize
-from craton.checkpoints.gguf_architectures import ARCHITECTURES, Architecture, Shapes
+from craton.checkpoints.gguf_architectures import ARCHITECTURES
 from craton.checkpoints.gguf_changes import Change
 from craton.checkpoints.gguf_rotary import Factors, read_rope, shortest
+from craton.checkpoints.gguf_table import Architecture, Shapes
 from craton.checkpoints.weights import QuantizedTensor, Weight
 from craton.errors import CheckpointError, did_you_mean
 from craton.models import PoolingConfig
@@ -40,7 +41,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0.0, 1.0),
 }
 
-POOLING_MODES = {1: "mean", 2: "cls", 3: "last"}  # `POOLING_TYPE`; 0 is none, 4 a reranker's
+# The numbers of `pooling_type`; 0 is none, 4 a reranker's.
+POOLING_MODES: Mapping[int, Literal["mean", "cls", "last"]] = {1: "mean", 2: "cls", 3: "last"}
 
 
 class Metadata(Keys):
@@ -175,14 +177,16 @@ def read_config(metadata: Metadata, architecture: Architecture, shapes: Shapes, 
         if key.required or metadata.has(name):
             hf[key.theirs] = metadata.need(name, key.kind)
     if architecture.rotary:
+        heads = hf["num_attention_heads"]
+        hf = {"num_key_value_heads": heads, "head_dim": hf["hidden_size"] // max(heads, 1)} | hf
         hf |= _read_rotary(metadata, architecture, hf, factors)
     return hf | architecture.conventions(hf, shapes)
 
 
 def read_gguf_pooling(metadata: Mapping[str, Any]) -> PoolingConfig | None:
     """How a sentence encoder's file says that it is to be read; None where it does not."""
-    mode = metadata.get(f"{metadata['general.architecture']}.pooling_type")
-    return PoolingConfig.model_validate({"mode": POOLING_MODES[mode]}) if mode in POOLING_MODES else None
+    number = Metadata(metadata, "metadata").get(f"{metadata['general.architecture']}.pooling_type", int, 0)
+    return PoolingConfig(mode=POOLING_MODES[number]) if number in POOLING_MODES else None
 
 
 def _refuse_settings(metadata: Metadata, architecture: Architecture) -> None:
@@ -201,11 +205,11 @@ def _read_rotary(
     metadata: Metadata, architecture: Architecture, hf: Mapping[str, Any], factors: Factors
 ) -> dict[str, Any]:
     prefix = f"{architecture.name}.rope"
-    size = hf.get("head_dim") or hf["hidden_size"] // max(hf["num_attention_heads"], 1)
+    size, context = hf["head_dim"], hf["max_position_embeddings"]
     if size <= 0:
         return {}  # the family refuses such sizes, in its own words
     dims = metadata.get(f"{prefix}.dimension_count", int, size)
-    rope = read_rope(metadata, prefix, dims, factors)
+    rope = read_rope(metadata, prefix, dims, context, factors)
     if architecture.model_type == "gemma3_text":
         # Sliding layers have their own base and are never stretched.
         local = metadata.get(f"{prefix}.freq_base_swa", float, 10000.0)

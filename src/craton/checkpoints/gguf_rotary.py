@@ -25,10 +25,13 @@ THETA = 10000.0
 Factors = Mapping[str, npt.NDArray[np.float32]]
 
 
-def read_rope(keys: Keys, prefix: str, dims: int, factors: Factors) -> dict[str, Any]:
-    """`rope_parameters` of config.json. keys: the metadata. factors: the tensors of divisors that the file holds."""
+def read_rope(keys: Keys, prefix: str, dims: int, context: int, factors: Factors) -> dict[str, Any]:
+    """`rope_parameters` of config.json.
+
+    keys: the metadata, with "ARCHITECTURE.rope" as `prefix`. dims: of each head, how many numbers are rotated. context:
+    of the stretched model. factors: the tensors of divisors that the file holds.
+    """
     theta = keys.get(f"{prefix}.freq_base", float, THETA)
-    context = keys.need(f"{prefix.partition('.')[0]}.context_length", int)
     original = keys.get(f"{prefix}.scaling.original_context_length", int, 0)
     kind = keys.get(f"{prefix}.scaling.type", str, "linear")
     factor = keys.get(f"{prefix}.scaling.factor", float, 0.0) or keys.get(f"{prefix}.scale_linear", float, 0.0)
@@ -42,22 +45,24 @@ def read_rope(keys: Keys, prefix: str, dims: int, factors: Factors) -> dict[str,
             "long_factor": shortest(factors[LONG]),
             "short_factor": shortest(factors[SHORT]),
         }
-    if ALWAYS in factors:
+    if ALWAYS in factors and (kind == "none" or factor in (0.0, 1.0)):
         return values | _divided(factors[ALWAYS], dims, theta, original or LLAMA3_CONTEXT, context)
+    if ALWAYS in factors:
+        raise CheckpointError(f"rotary factors in {ALWAYS} and {kind} rope scaling at once", where=keys.where)
     if kind == "linear" and factor not in (0.0, 1.0):
         return values | {"rope_type": "linear", "factor": factor}
     if kind == "yarn" and factor > 1.0:
         values |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original or context}
         return values | _yarn(keys, prefix, factor)
-    if kind not in ("none", "linear", "yarn"):
-        raise CheckpointError(
-            f"rope scaling {kind!r} without its tensors of factors"
-            if kind == "longrope"
-            else f"unknown rope scaling {kind!r}",
-            where=f"{keys.where}: key '{prefix}.scaling.type'",
-            remedy="known: none, linear, yarn, longrope",
-        )
-    return values
+    if kind in ("none", "linear", "yarn"):
+        return values
+    raise CheckpointError(
+        "rope scaling 'longrope' without its tensors of factors"
+        if kind == "longrope"
+        else f"unknown rope scaling {kind!r}",
+        where=f"{keys.where}: key '{prefix}.scaling.type'",
+        remedy="known: none, linear, yarn, longrope",
+    )
 
 
 def write_rope(rotary: RotaryConfig) -> tuple[dict[str, TypedValue], dict[str, npt.NDArray[np.float32]]]:

@@ -54,7 +54,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.quantized = weight
         self.out_features, self.in_features = weight.shape
-        self.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+        self.bias: nn.Parameter | None = nn.Parameter(bias, requires_grad=False) if bias is not None else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.quantized.dequantize(x_TD.dtype), self.bias)

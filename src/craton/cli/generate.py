@@ -64,7 +64,7 @@ def _batch(model: str, sampling: SamplingSettings, dtype: str, threads: int | No
     requests: list[tuple[int, dict[str, Any], SamplingSettings]] = []
     for number, row in _rows():
         where = f"standard input, line {number}"
-        content = {key: row.pop(key) for key in ("prompt", "messages") if key in row}
+        content: dict[str, Any] = {key: row.pop(key) for key in ("prompt", "messages") if key in row}
         if len(content) != 1:
             raise UsageError('a line needs either "prompt" or "messages"', where=where)
         settings = parse(SamplingSettings, {**sampling.model_dump(), **row}, where=where)

@@ -15,8 +15,15 @@ def list_models(*, json: Json = False) -> None:
     models, damaged = store.list_models(), store.damaged_models()
     if json:
         rows = [
-            {"id": m.id, "source": m.source, "bytes": m.size, "licence": m.licence, "location": str(m.path),
-             "in_place": m.in_place, "created": m.created}
+            {
+                "id": m.id,
+                "source": m.source,
+                "bytes": m.size,
+                "licence": m.licence,
+                "location": str(m.path),
+                "in_place": m.in_place,
+                "created": m.created,
+            }
             for m in models
         ]
         return print_json({"models": rows, "damaged": [error.as_dict() for error in damaged]})

@@ -31,8 +31,13 @@ def pull(
         model = store.pull(reference, name, report)
     if json:
         return print_json(
-            {"id": model.id, "source": model.source, "location": str(model.path), "bytes": model.size,
-             "new": model.is_new}
+            {
+                "id": model.id,
+                "source": model.source,
+                "location": str(model.path),
+                "bytes": model.size,
+                "new": model.is_new,
+            }
         )
     if model.is_new:
         place = f"read in place from {model.path}" if model.in_place else f"{len(model.files)} files"

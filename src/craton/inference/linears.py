@@ -63,11 +63,11 @@ def prepare(model: nn.Module, *, prepack: bool) -> None:
         if isinstance(module, Attention):
             module.fused = _join([module.q, module.k, module.v], prepack)
             if module.fused is not None:
-                module.q = module.k = module.v = nn.Identity()
+                del module.q, module.k, module.v
         elif isinstance(module, FeedForward) and module.gate is not None:
             module.fused = _join([module.gate, module.up], prepack)
             if module.fused is not None:
-                module.gate = module.up = nn.Identity()
+                del module.gate, module.up
     shared: dict[int, native.PackedWeight] = {}  # a tied head and embedding pack the same blocks once
 
     def make(name: str, module: nn.Module) -> nn.Module:
@@ -101,22 +101,24 @@ def _pack(weights: list[QuantizedTensor]) -> native.PackedWeight:
 
 def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
     # One product over the joined rows; None where the parts are not of one kind.
-    biases = [part.bias for part in parts]
-    if any(b is None for b in biases) and not all(b is None for b in biases):
+    quantized = [part for part in parts if isinstance(part, QuantizedLinear)]
+    plain = [part for part in parts if isinstance(part, nn.Linear)]
+    biases = [part.bias for part in (*quantized, *plain) if part.bias is not None]
+    if len(biases) not in (0, len(parts)):
         return None
-    bias = torch.cat(biases) if biases[0] is not None else None  # type: ignore[arg-type]
-    if all(isinstance(part, QuantizedLinear) for part in parts):
-        weights = [part.quantized for part in parts]
+    bias = torch.cat(biases) if biases else None
+    if len(quantized) == len(parts):
+        weights = [part.quantized for part in quantized]
         if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
             return None
         return PackedLinear(_pack(weights), bias)
-    if not all(isinstance(part, nn.Linear) for part in parts):
+    if len(plain) < len(parts):
         return None
-    weight = torch.cat([part.weight for part in parts])  # type: ignore[misc]
+    weight = torch.cat([part.weight for part in plain])
     if prepack:
         return PrepackedLinear(weight, bias)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = nn.Parameter(bias, requires_grad=False) if bias is not None else None
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
-

@@ -115,9 +115,7 @@ class Model:
                     f"{self.name} is an encoder: it reads text and writes none", remedy="use embed, or another model"
                 )
             native_threads = self.plan.threads if self.plan.packed else None
-            self._engine = Engine(
-                self.module, self.tokenizer, dtype=self.plan.dtype, native_threads=native_threads
-            )
+            self._engine = Engine(self.module, self.tokenizer, dtype=self.plan.dtype, native_threads=native_threads)
         return self._engine
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -148,9 +146,7 @@ class Model:
     def generate(
         self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **sampling: Any
     ) -> Completion: ...
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **sampling: Any
-    ) -> Completion | Stream:
+    def generate(self, prompt: str | Sequence[int], *, stream: bool = False, **sampling: Any) -> Completion | Stream:
         """Continue a text (or token ids). `sampling`: the fields of `SamplingSettings`, such as max_tokens=64.
 
         Raises ContextOverflow if prompt and answer do not fit the context, UsageError for wrong settings.
@@ -162,9 +158,7 @@ class Model:
             return Stream(self._submit(prompt, settings)[0])
         return next(self.generate_many([(prompt, settings)]))
 
-    def generate_many(
-        self, requests: Iterable[tuple[str | Sequence[int], SamplingSettings]]
-    ) -> Iterator[Completion]:
+    def generate_many(self, requests: Iterable[tuple[str | Sequence[int], SamplingSettings]]) -> Iterator[Completion]:
         """Continue many prompts, several at a time; completions come in the order of the requests."""
         for generations in [self._submit(prompt, settings) for prompt, settings in requests]:
             yield _completion([generation.wait() for generation in generations])

@@ -37,9 +37,8 @@ class Sampler:
 
     def _adjust(self, logits_V: Tensor) -> Tensor:
         settings = self.settings
-        changed = settings.logit_bias or settings.repetition_penalty != 1
-        changed = changed or settings.presence_penalty or settings.frequency_penalty
-        if not changed:
+        penalties = settings.repetition_penalty != 1, settings.presence_penalty != 0, settings.frequency_penalty != 0
+        if not settings.logit_bias and not any(penalties):
             return logits_V
         logits_V = logits_V.clone()
         if settings.repetition_penalty != 1:

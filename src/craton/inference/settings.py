@@ -21,7 +21,9 @@ class SamplingSettings(Settings):
     frequency_penalty: float = Field(0.0, ge=-100, le=100, description="subtracted for each time it was generated")
     logit_bias: dict[int, float] = Field(default_factory=dict, description="added to the logits of these token ids")
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same text; none: a new one")
-    max_tokens: int | None = Field(None, ge=1, description="the longest answer in tokens (none: what the context holds)")
+    max_tokens: int | None = Field(
+        None, ge=1, description="the longest answer in tokens (none: what the context holds)"
+    )
     stop: Annotated[tuple[str, ...], Field(max_length=16)] = Field((), description="strings that end the answer")
     n: int = Field(1, ge=1, le=128, description="how many answers")
     logprobs: int | None = Field(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from craton.config import Settings
 from craton.trunk import Trunk, TrunkConfig
 
+
 class EncoderConfig(Settings):
     """context: the longest text in tokens. token_types: rows of the segment-A/segment-B embedding (0: none).
 

@@ -45,7 +45,7 @@ class KVCache:
 
     def _resize(self) -> None:
         # Zeros and not whatever memory held: masked positions are multiplied by a weight of 0, and 0 * NaN is NaN.
-        used = max(self.lengths)
+        used = max(self.lengths, default=0)
         for tensors in (self.keys, self.values):
             for i, old in enumerate(tensors):
                 new = old.new_zeros(len(self.lengths), old.shape[1], self._capacity, old.shape[3])

@@ -153,15 +153,17 @@ def test_bfloat16_rounds_where_gemma_does(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = Checkpoint.open(tmp_path).load(torch.bfloat16)
     ids = torch.arange(20)
-    embedded = ours.embedding(ids) * torch.tensor(96**0.5, dtype=torch.bfloat16)
-    seen = {}
-    theirs.model.layers[0].register_forward_pre_hook(lambda _, args: seen.update(embedded=args[0]))
-    theirs.model.layers[0].input_layernorm.register_forward_hook(lambda *args: seen.update(normed=args[2]))
+    layer, seen, expected = ours.trunk.layers[0], {}, {}
+    layer.register_forward_pre_hook(lambda _, args: seen.update(embedded=args[0]))
+    layer.attention_norm["input"].register_forward_hook(lambda *args: seen.update(normed=args[2]))
+    layer = theirs.model.layers[0]
+    layer.register_forward_pre_hook(lambda _, args: expected.update(embedded=args[0][0]))
+    layer.input_layernorm.register_forward_hook(lambda *args: expected.update(normed=args[2][0]))
     with torch.inference_mode():
+        ours(ids, ids)
         theirs(ids[None])
-        normed = ours.trunk.layers[0].attention_norm.at("input", embedded)
-    assert torch.equal(embedded, seen["embedded"][0])
-    assert torch.equal(normed, seen["normed"][0])
+    assert torch.equal(seen["embedded"], expected["embedded"])
+    assert torch.equal(seen["normed"], expected["normed"])
 
 
 def test_published_keys(read_published):

@@ -115,6 +115,15 @@ def test_the_first_name_of_longrope():
     assert PHI3.config(Keys(first, "config.json")) == PHI3.config(Keys(PHI3_MINI_128K, "config.json"))
 
 
+def test_the_original_context_beside_the_factors_or_by_default():
+    scaling = PHI3_MINI_128K["rope_scaling"]
+    without = {key: value for key, value in PHI3_MINI_128K.items() if key != "original_max_position_embeddings"}
+    inside = without | {"rope_scaling": scaling | {"original_max_position_embeddings": 2048}}
+    for values, expected in ((without, 4096), (inside, 2048)):
+        config = PHI3.config(Keys(values, "config.json"))
+        assert config.trunk.layers[0].attention.rotary.scaling.original_context == expected
+
+
 def test_absent_keys(read_published):
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     config = read_published({key: PHI3_MINI_128K[key] for key in ("architectures", "model_type", *sizes)})

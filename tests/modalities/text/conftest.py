@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from craton.checkpoints.gguf.reader import GGUFFile
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
 
 LINES = [
@@ -36,6 +37,7 @@ def train_byte_level() -> tokenizers.Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(LINES, trainer)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
     return backend
 
 
@@ -53,7 +55,7 @@ def train_wordpiece() -> tokenizers.Tokenizer:
 
 
 def sentencepiece_vocabulary() -> tuple[list[str], list[float], list[int]]:
-    """Tokens, scores and GGUF types as SentencePiece's BPE trainer lays them out: control, bytes, merges, characters."""
+    """Tokens, scores and GGUF types in SentencePiece's order: control tokens, bytes, merged pieces, characters."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=600, show_progress=False))
@@ -135,10 +137,8 @@ def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
-    """The metadata of the real file, as gguf's own reader gives it."""
-    gguf = pytest.importorskip("gguf")
-    fields = gguf.GGUFReader(smollm2_gguf).fields
-    return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+    with GGUFFile.open(smollm2_gguf) as file:
+        return {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,34 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from craton.errors import UsageError
 from craton.modalities.text import Tokenizer
-from tokenizers import Tokenizer as Backend
 
 FAST = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 WORDS = st.sampled_from(
-    ["fox", " the", "می‌شود", "سلام ", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👋🏽", "東京", "\x00", "\u200f", "é", "e\u0301", "\n\n", "  ", "n't", " .", "▁"]
+    [
+        "fox",
+        " the",
+        "می‌شود",
+        "سلام ",
+        "👩‍👩‍👧‍👦",
+        "🏳️‍🌈",
+        "👋🏽",
+        "東京",
+        "\x00",
+        "\u200f",
+        "é",
+        "e\u0301",
+        "\n\n",
+        "  ",
+        "n't",
+        " .",
+        "▁",
+    ]
 )
 MIXED_TEXT = st.lists(st.one_of(WORDS, st.text(max_size=4)), max_size=12).map("".join)
 
@@ -48,7 +66,9 @@ def test_pieces_of_random_ids_add_up(any_tokenizer: Tokenizer, numbers: list[int
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "metaspace"])
 def test_pieces_of_random_bytes_add_up(kind: str, data: bytes, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    single = {tokenizer.token_bytes(i): i for i in reversed(range(tokenizer.vocab_size)) if i not in tokenizer.special_ids}
+    single = {
+        tokenizer.token_bytes(i): i for i in reversed(range(tokenizer.vocab_size)) if i not in tokenizer.special_ids
+    }
     ids = [single[bytes([byte])] for byte in data]
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
@@ -109,7 +129,11 @@ def test_cost_of_a_token_does_not_grow(sentencepiece: Tokenizer, monkeypatch: py
 
 def test_a_decoder_that_looks_ahead_cannot_be_streamed(byte_level: Tokenizer) -> None:
     backend = Backend.from_str(byte_level.backend.to_str())
-    for decoder in (decoders.CTC(), decoders.BPEDecoder(), decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)])):
+    for decoder in (
+        decoders.CTC(),
+        decoders.BPEDecoder(),
+        decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]),
+    ):
         backend.decoder = decoder
         with pytest.raises(UsageError, match="cannot be streamed"):
             Tokenizer(backend).stream()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_offsets_are_characters_and_not_trimmed(byte_level: Tokenizer) -> None:
     assert offsets[0][0] == 0
     assert offsets[-1][1] == len(text)
     # Every token starts where the one before ends, or within its last character; spaces belong to their tokens.
-    for (_, end), (start, _) in zip(offsets, offsets[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(offsets):
         assert start in (end, end - 1)
 
 

@@ -145,9 +145,9 @@ def _special_entries(tokenizer: Tokenizer, model: str) -> dict[str, Any]:
         if token_id is not None:
             entries[key] = token_id
     if model == "bert":
-        # The format says BOS where BERT says CLS.
-        entries["tokenizer.ggml.bos_token_id"] = entries.pop("tokenizer.ggml.cls_token_id")
-        return entries
+        # The format says BOS where BERT says CLS, and knows what BERT puts around a text.
+        cls_id = entries.pop("tokenizer.ggml.cls_token_id", None)
+        return entries if cls_id is None else entries | {"tokenizer.ggml.bos_token_id": cls_id}
     found_anyway = {entries.get("tokenizer.ggml.eos_token_id"), *map(tokenizer.backend.token_to_id, END_TOKENS)}
     other_ends = [i for i in tokenizer.eos_ids if i not in found_anyway]
     end_keys = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
@@ -177,12 +177,16 @@ def _check_same(tokenizer: Tokenizer, read_back: Tokenizer) -> None:
         return (*flags, normalized_matters and entry["normalized"])
 
     def model_rules(model: Json) -> Json:
-        return {key: value for key, value in model.items() if key not in ("vocab", "merges", "unk_token")}
+        return {key: value or None for key, value in model.items() if key not in ("vocab", "merges", "unk_token")}
+
+    def decoder_steps(decoder: Json | None) -> list[Json]:
+        # The options of a byte-level decoder have no effect.
+        return [{"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in _steps(decoder)]
 
     same = {
         "its normalizer": _steps(was["normalizer"]) == _steps(now["normalizer"]),
         "its pre_tokenizer": _steps(was["pre_tokenizer"]) == _steps(now["pre_tokenizer"]),
-        "its decoder": _steps(was["decoder"]) == _steps(now["decoder"]),
+        "its decoder": decoder_steps(was["decoder"]) == decoder_steps(now["decoder"]),
         "the rules of its model": model_rules(was["model"]) == model_rules(now["model"]),
         "its merges, which do not follow from one score for each token": (
             was["model"].get("merges") == now["model"].get("merges")

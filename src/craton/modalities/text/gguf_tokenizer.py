@@ -181,10 +181,11 @@ def _plan_unigram(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> _Plan
         normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     scheme = "always" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
     metaspace = {"type": "Metaspace", "replacement": WORD_START, "prepend_scheme": scheme, "split": True}
-    unk = vocabulary.special_tokens.get("unk_token")
+    if "unk_token" not in vocabulary.special_tokens:
+        raise FileFormatError("a unigram vocabulary needs an unknown token", where="tokenizer.ggml.unknown_token_id")
     model = {
         "type": "Unigram",
-        "unk_id": None if unk is None else vocabulary.ids[unk],
+        "unk_id": vocabulary.ids[vocabulary.special_tokens["unk_token"]],
         "vocab": list(zip(vocabulary.tokens, vocabulary.scores, strict=True)),
         "byte_fallback": BYTE in vocabulary.types,
     }

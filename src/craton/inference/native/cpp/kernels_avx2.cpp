@@ -27,6 +27,10 @@ CRATON_AVX2 CRATON_INLINE __m256 load_halves(const uint8_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
+// Have the sum so far in a register here. Left alone, GCC computes all products of a group before it adds any, and the
+// registers do not hold them: a quarter more time.
+CRATON_AVX2 CRATON_INLINE void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
+
 // `halves` half blocks, from half `half` on, times `rows` rows, from row `first` on, of a tile of `width` rows.
 template <Format format, int width, int rows, int halves>
 CRATON_AVX2 CRATON_INLINE void multiply_half(const uint8_t* block, int64_t half, int64_t groups, const uint8_t* tile,
@@ -58,6 +62,7 @@ CRATON_AVX2 CRATON_INLINE void multiply_half(const uint8_t* block, int64_t half,
                         const uint8_t* q = x.quants(first + m) + 4 * v;
                         dot[h][m] = _mm256_add_epi16(dot[h][m], _mm256_maddubs_epi16(lower, broadcast(q)));
                         dot[h][m] = _mm256_add_epi16(dot[h][m], _mm256_maddubs_epi16(upper, broadcast(q + kGroup / 2)));
+                        keep_order(dot[h][m]);
                     }
                 } else {
                     const __m256i weights = _mm256_xor_si256(quants, flip);
@@ -66,6 +71,7 @@ CRATON_AVX2 CRATON_INLINE void multiply_half(const uint8_t* block, int64_t half,
                         const __m256i signed_x = _mm256_sign_epi8(broadcast(x.quants(first + m) + 4 * v), weights);
                         const __m256i pairs = _mm256_maddubs_epi16(magnitudes, signed_x);
                         dot[h][m] = _mm256_add_epi32(dot[h][m], _mm256_madd_epi16(pairs, ones));
+                        keep_order(dot[h][m]);
                     }
                 }
             }

@@ -43,8 +43,9 @@ void multiply_strips(const Weight& weight, const uint8_t* slab, int64_t rows, co
     const int64_t row_bytes = weight.groups * kTileGroupBytes;
     float sums[kTileRows * kStripRows];
     for (int64_t s = begin; s < end; ++s) {
-        Strip strip{weight.block(s * kStripBlocks), std::min(kStripBlocks, weight.blocks() - s * kStripBlocks),
-                    weight.groups, s + 1 < end ? weight.block((s + 1) * kStripBlocks) : nullptr};
+        const int64_t block = s * kStripBlocks, next = block + kStripBlocks;
+        Strip strip{weight.block(block), std::min(kStripBlocks, weight.blocks() - block), weight.groups,
+                    next < weight.blocks() ? weight.block(next) : nullptr};
         const int64_t first_output = s * kStripRows, outputs = std::min(kStripRows, weight.rows - first_output);
         for (Tile tile = tile_at(0, rows); tile.first < rows; tile = tile_at(tile.first + tile.width, rows)) {
             multiply(strip, slab + tile.first * row_bytes, tile.width, sums);

@@ -30,7 +30,7 @@ CRATON_INLINE float half_to_float(uint16_t half) {
     return float_of(sign | (magnitude < (1u << 23) ? subnormal : magnitude + exponent_shift));
 }
 
-// Round to nearest even; NaN becomes the one quiet NaN, as in torch.
+// Round to nearest even; every NaN becomes the same one.
 CRATON_INLINE uint16_t float_to_bfloat(float value) {
     const uint32_t bits = bits_of(value);
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;

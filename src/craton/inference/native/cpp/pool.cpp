@@ -16,7 +16,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // How long to look before sleeping: about what a sleep and a wake-up cost, so that looking never costs much more.
-constexpr std::chrono::microseconds kWorkerPatience{50};
+constexpr std::chrono::microseconds kWorkerPatience{300};
 constexpr std::chrono::microseconds kCallerPatience{20};
 
 void pause() {
