@@ -12,12 +12,14 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.gguf_export import GGUFKind, save_gguf
 from craton.checkpoints.save import save_checkpoint
 
+WRITTEN: dict[str, GGUFKind] = {"q4_0": "Q4_0", "q8_0": "Q8_0", "bf16": "BF16"}
 
-def rewritten(published: Path, kinds: Iterable[GGUFKind], folder: Path) -> dict[GGUFKind, Path]:
-    """GGUF files of the same weights, each with its matrices in one of `kinds`, written to `folder`."""
+
+def rewritten(published: Path, kinds: Iterable[str], folder: Path) -> dict[str, Path]:
+    """GGUF files of the same weights, one for each of `kinds` (keys of WRITTEN), written to `folder`."""
     checkpoint = Checkpoint.open(published)
     model, tokenizer = checkpoint.load(torch.float32), checkpoint.tokenizer()
-    return {kind: save_gguf(model, checkpoint.family, tokenizer, folder / f"{kind}.gguf", kind) for kind in kinds}
+    return {k: save_gguf(model, checkpoint.family, tokenizer, folder / f"{k}.gguf", WRITTEN[k]) for k in kinds}
 
 
 def plain_folder(published: Path, folder: Path) -> Path:

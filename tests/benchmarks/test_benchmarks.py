@@ -18,6 +18,7 @@ from craton.errors import UsageError
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # benchmarks are programs in a folder, not a package
 
+import decode  # noqa: E402
 import harness  # noqa: E402
 import run_all  # noqa: E402
 from contenders import worker  # noqa: E402
@@ -232,6 +233,66 @@ def test_a_worker_times_its_contender_in_another_process() -> None:
 def test_a_contender_that_cannot_start_says_why(fails: str, reason: str) -> None:
     with worker.Worker("fake", fails=fails) as fake, pytest.raises(harness.ContenderError, match=reason):
         fake.facts()
+
+
+class StubWorker:
+    """Answers every question with one figure, or fails when it is asked (or, with "load", at once)."""
+
+    def __init__(self, figure: float | str) -> None:
+        self.figure = figure
+
+    def facts(self) -> dict[str, Any]:
+        if self.figure == "load":
+            raise harness.ContenderError("does not load")
+        return {"setting": f"set {self.figure}"}
+
+    def ask(self, what: str, **_: int) -> float:
+        if isinstance(self.figure, str):
+            raise harness.ContenderError(f"cannot {what}")
+        return self.figure
+
+
+def race(**figures: float | str) -> decode.Race:
+    keys = {
+        "ours": ("Craton", "q4_0"),
+        "bf16": ("transformers", "bfloat16"),
+        "fp32": ("transformers", "float32"),
+        "llama": ("llama.cpp", "q4_0"),
+        "other": ("llama.cpp", "q8_0"),
+    }
+    return decode.Race({keys[name]: StubWorker(figure) for name, figure in figures.items()})  # type: ignore[misc]
+
+
+def test_transformers_stands_with_its_better_dtype() -> None:
+    entrants = race(ours=30.0, bf16=10.0, fp32=12.0, llama=40.0, other=99.0)
+    figures = entrants.run("decode", 1, steps=1)
+    fast = entrants.case(figures, "q4_0", "tokens/s")
+    assert fast["peers"] == {"transformers": 12.0, "llama.cpp": 40.0}
+    assert fast["settings"]["transformers"] == "set 12.0"
+    small = entrants.case(figures, "q4_0", "MB", less_is_better=True)
+    assert small["peers"]["transformers"] == 10.0
+    assert "absent" not in fast
+
+
+def test_a_peer_that_fails_is_named_with_its_reason_and_stays_out() -> None:
+    entrants = race(ours=30.0, bf16="load", fp32=12.0, llama="breaks", other="load")
+    one = entrants.case(entrants.run("decode", 2, steps=1), "q4_0", "tokens/s")
+    assert one["peers"] == {"transformers": 12.0}
+    assert one["absent"] == {"llama.cpp": "cannot decode"}
+    assert ("llama.cpp", "q4_0") not in entrants.run("read", 1)
+
+
+@pytest.mark.parametrize("figure", ["load", "breaks"])
+def test_without_craton_there_is_no_race(figure: str) -> None:
+    with pytest.raises(harness.ContenderError, match="Craton q4_0"):
+        race(ours=figure, bf16=10.0).run("decode", 1)
+
+
+def test_the_time_to_the_first_output_is_not_that_to_the_last() -> None:
+    program = "print('first', flush=True); import time; time.sleep(30)"
+    assert 0 < decode.seconds_to_first_output([sys.executable, "-c", program]) < 20
+    with pytest.raises(harness.ContenderError, match="no such thing"):
+        decode.seconds_to_first_output([sys.executable, "-c", "raise SystemExit('no such thing')"])
 
 
 @pytest.mark.slow

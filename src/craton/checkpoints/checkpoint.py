@@ -109,19 +109,19 @@ class Checkpoint:
         Raises CheckpointError naming missing, surplus or misshapen tensors, and tensors that hold NaN or infinity.
         """
         entries = self.family.entries(self.config)
-        prefix = self._prefix(entries)
-        self._check_names(entries, prefix)
+        names = self._names()
+        self._check_names(entries, names)
         model = self._skeleton()
-        self._check_shapes(entries, prefix, model)
+        self._check_shapes(entries, names, model)
         quantized: dict[str, QuantizedTensor] = {}
         state: dict[str, Tensor] = {}
         for entry in entries:
-            weights = self._converted(entry, prefix, packed)
+            weights = self._converted(entry, names, packed)
             for name, weight in zip(entry.ours, weights, strict=True):
                 if isinstance(weight, QuantizedTensor):
                     quantized[name] = weight
                 else:
-                    state[name] = weight.to(dtype)
+                    state[name] = weight.to(torch.float32 if entry.fp32 else dtype)
         if getattr(self.config, "tied", False) and "head.weight" not in quantized | state:
             source: dict[str, Any] = quantized if "embedding.weight" in quantized else state
             source["head.weight"] = source["embedding.weight"]
@@ -141,22 +141,29 @@ class Checkpoint:
                 "the config makes no model: some tensor's size is beyond 64 bits", where=str(self.path)
             ) from None
 
-    def _prefix(self, entries: list[Entry]) -> str:
-        # Files of one family come with and without their base model's name before every tensor.
-        names = [name for entry in entries for name in entry.theirs]
-        candidates = ("", *self.family.prefixes)
-        return max(candidates, key=lambda prefix: sum(prefix + name in self.source.shapes for name in names))
+    def _names(self) -> dict[str, str]:
+        # By its name in the entries, each tensor's name in the file.
+        names: dict[str, str] = {}
+        for name in self.source.shapes:
+            first = names.setdefault(self.family.current_name(name), name)
+            if first != name:
+                raise CheckpointError(
+                    f"{first!r} and {name!r} are two names of one tensor",
+                    where=str(self.path),
+                    remedy="two checkpoints are mixed in this place; fetch one of them again",
+                )
+        return names
 
-    def _check_names(self, entries: list[Entry], prefix: str) -> None:
-        wanted = {prefix + name for entry in entries for name in entry.theirs}
-        missing = sorted(wanted - set(self.source.shapes))
+    def _check_names(self, entries: list[Entry], names: Mapping[str, str]) -> None:
+        wanted = {name for entry in entries for name in entry.theirs}
+        missing = sorted(wanted - set(names))
         if missing:
             raise CheckpointError(
                 f"{len(missing)} tensors are missing: {_some(missing)}",
                 where=str(self.path),
                 remedy="the download is incomplete, or config.json belongs to another model",
             )
-        surplus = sorted(n for n in set(self.source.shapes) - wanted if not self._ignorable(n.removeprefix(prefix)))
+        surplus = sorted(names[name] for name in set(names) - wanted if not self._ignorable(name))
         if surplus:
             raise CheckpointError(
                 f"{len(surplus)} tensors have no place in {self.hf['architectures'][0]}: {_some(surplus)}",
@@ -164,14 +171,14 @@ class Checkpoint:
                 remedy="config.json belongs to another model, or the checkpoint has a part that is not known here",
             )
 
-    def _check_shapes(self, entries: list[Entry], prefix: str, model: AnyModel) -> None:
+    def _check_shapes(self, entries: list[Entry], names: Mapping[str, str], model: AnyModel) -> None:
         ours = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
         for entry in entries:
             for name, tensor in zip(entry.theirs, entry.save([ours[name] for name in entry.ours]), strict=True):
-                shape = self.source.shapes[prefix + name]
+                shape = self.source.shapes[names[name]]
                 if tuple(shape) != tuple(tensor.shape):
                     raise CheckpointError(
-                        f"tensor {prefix + name!r} has shape {list(shape)}, the config asks for {list(tensor.shape)}",
+                        f"tensor {names[name]!r} has shape {list(shape)}, the config asks for {list(tensor.shape)}",
                         where=str(self.path),
                         remedy="config.json belongs to another model, or the weights do",
                     )
@@ -180,15 +187,15 @@ class Checkpoint:
         tied_head = getattr(self.config, "tied", False) and name == "lm_head.weight"
         return tied_head or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
 
-    def _converted(self, entry: Entry, prefix: str, packed: bool) -> list[Weight]:
+    def _converted(self, entry: Entry, names: Mapping[str, str], packed: bool) -> list[Weight]:
         weights = []
         for name in entry.theirs:
-            weight = self.source.weight(prefix + name)
+            weight = self.source.weight(names[name])
             if isinstance(weight, QuantizedTensor) and not (packed and entry.by_rows and len(weight.shape) == 2):
                 weight = weight.dequantize()
             if not is_finite(weight):
                 raise CheckpointError(
-                    f"tensor {prefix + name!r} holds NaN or infinite values",
+                    f"tensor {names[name]!r} holds NaN or infinite values",
                     where=str(self.path),
                     remedy="the checkpoint is damaged or its training diverged; fetch it again",
                 )

@@ -16,13 +16,15 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Entry:
     """`load` makes our tensors of theirs, `save` theirs of ours. by_rows: load only takes, splits or joins rows, so it
-    may be applied to block-quantised rows as well."""
+    may be applied to block-quantised rows as well. fp32: kept so whatever the model runs in, as rounding would change
+    a choice that is made by them."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     load: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda tensors: tensors
     save: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda tensors: tensors
     by_rows: bool = True
+    fp32: bool = False
 
 
 def same(theirs: str, ours: str) -> Entry:

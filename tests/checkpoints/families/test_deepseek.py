@@ -5,7 +5,9 @@ from __future__ import annotations
 from math import log
 
 import pytest
+import torch
 
+from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from craton.checkpoints.families.family import Keys
 from craton.errors import CheckpointError
@@ -132,7 +134,7 @@ def test_v2_groups_scaling_and_biases(check_causal):
 
 
 @pytest.mark.peer
-def test_v3_groups_balancing_bias_and_yarn(check_causal):
+def test_v3_groups_balancing_bias_and_yarn(check_causal, tmp_path):
     transformers = pytest.importorskip("transformers")
     odd = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7, "norm_topk_prob": True}
     model = check_causal(
@@ -140,6 +142,8 @@ def test_v3_groups_balancing_bias_and_yarn(check_causal):
     )
     biases = model.trunk.layers[1].feedforward.router_bias
     assert biases.min() < 0 < biases.max()  # else the choice within groups would not be tested
+    half = Checkpoint.open(tmp_path / "theirs").load(torch.bfloat16)
+    assert torch.equal(half.trunk.layers[1].feedforward.router_bias, biases)  # in bfloat16 it would choose others
 
 
 @pytest.mark.peer

@@ -37,11 +37,13 @@ PUBLISHED = {
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("odd", [{}, {"n_inner": 80, "activation_function": "relu", "layer_norm_epsilon": 1e-3}])
+@pytest.mark.parametrize(
+    "odd", [{"tie_word_embeddings": False}, {"n_inner": 80, "activation_function": "relu", "layer_norm_epsilon": 1e-3}]
+)
 def test_gpt2(check_causal, odd):
     transformers = pytest.importorskip("transformers")
     model = check_causal(transformers.GPT2Config(**SMALL, **odd, bos_token_id=0, eos_token_id=1))
-    assert model.head.weight is model.embedding.weight
+    assert (model.head.weight is model.embedding.weight) is odd.get("tie_word_embeddings", True)
 
 
 @pytest.mark.peer
@@ -88,3 +90,11 @@ def test_published_keys(read_published):
 def test_absent_keys(read_published):
     sizes = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
     read_published({key: PUBLISHED[key] for key in ("architectures", "model_type", *sizes)})
+
+
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    tensors = {"wpe.weight": torch.ones(64, 48), "transformer.wpe.weight": torch.ones(64, 48)}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"], **SMALL}))
+    with pytest.raises(CheckpointError, match="two names of one tensor"):
+        Checkpoint.open(tmp_path).load(torch.float32)

@@ -45,7 +45,7 @@ void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, s
     for (const char* isa : {"portable", "avx2", "avx512vnni"}) {
         if (craton_select_isa(isa) != CRATON_OK) continue;
         for (int32_t threads : {1, 3}) {
-            expect(craton_linear(&weight, x.data(), m, k, type, bias.data(), y.data(), n, type, threads) == CRATON_OK, "linear");
+            expect(craton_linear(&weight, x.data(), m, k, type, 2, bias.data(), y.data(), n, type, threads) == CRATON_OK, "linear");
             expect(craton_rows(&weight, nullptr, n, rows.data(), type, threads) == CRATON_OK, "rows");
             if (type == CRATON_BF16) {  // a NaN has one form there, so all bits agree
                 if (expected.empty()) expected = y, expected_rows = rows;
@@ -83,7 +83,7 @@ int main() {
         callers.emplace_back([&shared] {
             std::vector<float> x(5 * 96, 1.0f), y(5 * 3000);
             for (int turn = 0; turn < 50; ++turn) {
-                expect(craton_linear(&shared.weight, x.data(), 5, 96, CRATON_F32, nullptr, y.data(), 3000, CRATON_F32, 4) ==
+                expect(craton_linear(&shared.weight, x.data(), 5, 96, CRATON_F32, 2, nullptr, y.data(), 3000, CRATON_F32, 4) ==
                            CRATON_OK,
                        "linear beside others");
             }

@@ -111,5 +111,6 @@ BERT = Family(
     write_config=write_config,
     entries=entries,
     ignored=(r"embeddings\.position_ids", r"cls\..*"),
-    prefixes=("bert.",),
+    # With and without the base model's name; the first files, bert-base-uncased among them, call a norm's scale gamma.
+    renames=((r"^bert\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
 )

@@ -234,7 +234,7 @@ def feedforward(layer: LayerConfig, theirs: str, ours: str) -> list[Entry]:
     if isinstance(config, ExpertsConfig) and config.shared is not None:
         entries += feedforward_entries(config.shared, f"{theirs}.shared_experts", f"{ours}.shared")
     if isinstance(config, ExpertsConfig) and config.bias:
-        entries.append(same(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router_bias"))
+        entries.append(Entry((f"{theirs}.gate.e_score_correction_bias",), (f"{ours}.router_bias",), fp32=True))
     return entries
 
 

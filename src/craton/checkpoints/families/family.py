@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import log, nextafter, sqrt
@@ -78,7 +79,7 @@ class Family:
 
     read_config / write_config: between its config.json and ours. entries: its tensor names, for one config.
     ignored: regular expressions of tensors that published files carry and nobody needs (old rotary buffers).
-    prefixes: what may stand before every name or be missing (BERT files with and without "bert.").
+    renames: (regular expression, replacement) pairs that turn the older names of tensors into those of `entries`.
     """
 
     name: str
@@ -87,7 +88,13 @@ class Family:
     write_config: Callable[[ModelConfig], dict[str, Any]]
     entries: Callable[[ModelConfig], list[Entry]]
     ignored: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def current_name(self, name: str) -> str:
+        """The name in `entries` of a tensor that files may hold under an older one."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def config(self, keys: Keys) -> ModelConfig:
         """`read_config`, where values of the right type that make no model (0 heads, factor -1) are refused as well."""

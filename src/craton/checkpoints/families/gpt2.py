@@ -1,7 +1,7 @@
 """GPT-2 and what shares its architecture name: DistilGPT-2, DialoGPT, Cerebras-GPT.
 
-Particular: learned positions; matrices stored [in, out] (its Conv1D); query, key and value in one; the head is always
-the embedding. The published files carry causal masks as tensors, and stand with and without "transformer.".
+Particular: learned positions; matrices stored [in, out] (its Conv1D); query, key and value in one. The
+published files carry causal masks as tensors, and stand with and without "transformer.".
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ def read_config(keys: Keys) -> ModelConfig:
     keys.refuse("scale_attn_weights", True)
     keys.refuse("scale_attn_by_inverse_layer_idx", False)
     keys.refuse("add_cross_attention", False)
-    keys.refuse("tie_word_embeddings", True)
     width, heads, context = keys.need("n_embd", int), keys.need("n_head", int), keys.need("n_positions", int)
     head_size = split_width(keys, "n_embd", "n_head")
     norm = NormConfig(kind="layer", eps=keys.get("layer_norm_epsilon", float, 1e-5), bias=True)
@@ -43,7 +42,8 @@ def read_config(keys: Keys) -> ModelConfig:
         positions=LearnedPositions(count=context),
         final_norm=norm,
     )
-    return CausalLMConfig(vocab=keys.need("vocab_size", int), context=context, tied=True, trunk=trunk)
+    tied = keys.get("tie_word_embeddings", bool, True)
+    return CausalLMConfig(vocab=keys.need("vocab_size", int), context=context, tied=tied, trunk=trunk)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "n_positions": config.context,
         "activation_function": write_activation(layer.feedforward.activation),
         "layer_norm_epsilon": layer.norm.eps,
+        "tie_word_embeddings": config.tied,
     }
 
 
@@ -69,6 +70,8 @@ def entries(config: ModelConfig) -> list[Entry]:
     """Every tensor."""
     assert isinstance(config, CausalLMConfig)
     entries = [same("wte.weight", "embedding.weight"), same("wpe.weight", "trunk.positions.weight")]
+    if not config.tied:
+        entries.append(same("lm_head.weight", "head.weight"))
     norms = {"ln_f": "trunk.final_norm"}
     for number in range(len(config.trunk.layers)):
         theirs, ours = f"h.{number}", f"trunk.layers.{number}"
@@ -89,5 +92,5 @@ GPT2 = Family(
     write_config=write_config,
     entries=entries,
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
-    prefixes=("transformer.",),
+    renames=((r"^transformer\.", ""),),
 )

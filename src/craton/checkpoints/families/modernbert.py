@@ -125,5 +125,5 @@ MODERNBERT = Family(
     write_config=write_config,
     entries=entries,
     ignored=(r"head\..*", r"decoder\..*"),
-    prefixes=("model.",),
+    renames=((r"^model\.", ""),),
 )

@@ -57,7 +57,7 @@ def _family(name: str, class_name: str, model_type: str) -> Family:
         write_config=partial(write_config, class_name=class_name, model_type=model_type),
         entries=partial(bert.entries, positions=POSITIONS),
         ignored=(r"embeddings\.position_ids", r"lm_head\..*"),
-        prefixes=("roberta.",),
+        renames=((r"^roberta\.", ""),),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from craton.errors import UnknownName, UsageError
 
-ABI_VERSION = 1  # CRATON_ABI_VERSION
+ABI_VERSION = 2  # CRATON_ABI_VERSION
 OK, BAD_ARGUMENT, NO_MEMORY = 0, 1, 2  # craton_status
 ISAS = ("avx512vnni", "avx2", "portable")
 
@@ -30,7 +30,7 @@ _SIGNATURES = {
     "craton_packed_bytes": ((c_int32, c_int64, c_int64), c_int64),
     "craton_pack": ((c_int32, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32), c_int32),
     "craton_linear": (
-        (c_void_p, c_void_p, c_int64, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32),
+        (c_void_p, c_void_p, c_int64, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32),
         c_int32,
     ),
     "craton_rows": ((c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32), c_int32),

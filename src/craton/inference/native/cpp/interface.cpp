@@ -65,11 +65,12 @@ int32_t craton_pack(int32_t format, int64_t rows, int64_t columns, const uint8_t
 }
 
 int32_t craton_linear(const craton_weight* weight, const void* x, int64_t m, int64_t x_stride, int32_t x_type,
-                      const float* bias, void* y, int64_t y_stride, int32_t y_type, int32_t threads) {
+                      int32_t parts, const float* bias, void* y, int64_t y_stride, int32_t y_type, int32_t threads) {
     Weight checked;
     if (!check(*weight, checked) || m < 0 || !is_type(x_type) || !is_type(y_type)) return CRATON_BAD_ARGUMENT;
+    if (parts != 1 && parts != 2) return CRATON_BAD_ARGUMENT;
     return guarded([&] {
-        linear(checked, {x, m, x_stride, craton_type(x_type)}, bias, {y, m, y_stride, craton_type(y_type)},
+        linear(checked, {x, m, x_stride, craton_type(x_type)}, parts, bias, {y, m, y_stride, craton_type(y_type)},
                clamp_threads(threads));
     });
 }

@@ -29,7 +29,8 @@ struct Kernels {
     void (*multiply[kFormats])(const Strip& strip, const uint8_t* tile, int64_t width, float* sums);
 
     // Indexed by format, then by craton_type.
-    void (*quantize[kFormats][2])(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row);
+    void (*quantize[kFormats][2])(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row,
+                                  int64_t parts);
     void (*dequantize[kFormats][2])(const uint8_t* block, int64_t groups, int64_t row, void* out);
 };
 
@@ -44,8 +45,8 @@ bool select_kernels(const char* name);  // false: no such kernels, or not on thi
 // The entries that are the same C++ for every instruction set, compiled for each by `TARGET` (a function attribute).
 #define CRATON_ROW_FUNCTIONS(TARGET)                                                                               \
     template <Format format, typename T>                                                                           \
-    TARGET void quantize(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row) {               \
-        quantize_row<format>(static_cast<const T*>(x), groups, tile, width, row);                                  \
+    TARGET void quantize(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row, int64_t parts) { \
+        quantize_row<format>(static_cast<const T*>(x), groups, tile, width, row, parts);                           \
     }                                                                                                              \
     template <Format format, typename T>                                                                           \
     TARGET void dequantize(const uint8_t* block, int64_t groups, int64_t row, void* out) {                         \

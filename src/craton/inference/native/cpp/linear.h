@@ -12,6 +12,8 @@ struct Rows {
     craton_type type;
 };
 
-void linear(const Weight& weight, const Rows<const void>& x, const float* bias, const Rows<void>& y, int32_t threads);
+// parts: 1 or 2 quantised rows for each row of x (see activations.h).
+void linear(const Weight& weight, const Rows<const void>& x, int64_t parts, const float* bias, const Rows<void>& y,
+            int32_t threads);
 
 }  // namespace craton

@@ -15,7 +15,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long to look before sleeping: about what a sleep and a wake-up cost, so that looking never costs much more.
+// How long to look before sleeping. A worker looks for longer than the other work between two layers of a decode step
+// takes (some 100 us): asleep, it comes too late for all of them. The caller looks for about what a wake-up costs.
 constexpr std::chrono::microseconds kWorkerPatience{300};
 constexpr std::chrono::microseconds kCallerPatience{20};
 
