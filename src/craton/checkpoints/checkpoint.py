@@ -43,6 +43,11 @@ class SafetensorsSource:
         """The named tensor, mapped from the file."""
         return self._folder.tensor(name)
 
+    def release(self) -> None:
+        """See `WeightSource.release`."""
+        for file in self._folder.files:
+            file.release()
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -129,6 +134,7 @@ class Checkpoint:
         model.load_state_dict(state, assign=True)
         if getattr(self.config, "tied", False) and not quantized.get("head.weight"):
             model.head.weight = model.embedding.weight  # type: ignore[union-attr]
+        self.source.release()
         return model.requires_grad_(False).eval()
 
     def _skeleton(self) -> AnyModel:

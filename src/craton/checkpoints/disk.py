@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,12 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         raise StoreError(f"cannot {doing}: {why}", where=str(path), remedy=DISK_FAULTS.get(error.errno or 0)) from error
+
+
+def release_pages(data: mmap.mmap) -> None:
+    """Give back the memory that reading a file's map has filled; what is read again comes from the disk again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

@@ -116,6 +116,10 @@ class GGUFSource:
             weight = torch.from_numpy(dequantize(blocks, info.type)).view(shape)
         return place.change.restore(weight, self._hf) if place.change else weight
 
+    def release(self) -> None:
+        """See `WeightSource.release`."""
+        self._file.release()
+
 
 def open_gguf_model(path: Path) -> tuple[dict[str, Any], GGUFSource, Mapping[str, Any]]:
     """Its config in Hugging Face's terms, its weights under Hugging Face's names, and its metadata.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from craton.checkpoints.disk import disk_errors, sync_folder, write_synced
+from craton.checkpoints.disk import disk_errors, release_pages, sync_folder, write_synced
 from craton.checkpoints.safetensors_header import (
     DTYPES,
     MAX_HEADER_BYTES,
@@ -93,6 +93,11 @@ class SafetensorsFile:
             return torch.frombuffer(copy, dtype=dtype).reshape(info.shape)
         count = info.nbytes // dtype.itemsize
         return torch.frombuffer(file, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
+
+    def release(self) -> None:
+        """Give back the memory that reading tensors has filled (see `release_pages`); they stay valid."""
+        if self._map is not None:
+            release_pages(self._map)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

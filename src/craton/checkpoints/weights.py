@@ -45,6 +45,9 @@ class WeightSource(Protocol):
     def weight(self, name: str) -> Weight:
         """The named tensor, as the file holds it."""
 
+    def release(self) -> None:
+        """Give back the memory that reading has filled so far: the weights have been copied to their own place."""
+
 
 class QuantizedLinear(nn.Module):
     """A linear layer over block-quantised weights. Right for every block type and slow: it dequantises at each call;

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
@@ -18,15 +20,30 @@ from craton.trunk.feedforward import FeedForward
 PACKED_KINDS = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 
 
-class PackedLinear(nn.Module):
-    """A linear layer over packed 4- or 8-bit weights, by the native kernel. x[T, in] -> [T, out]."""
+# Up to so many rows, activations keep about 15 bits: there the weights' bytes decide the time, or nearly. A longer piece
+# of a prompt keeps 8 bits, as is usual for packed weights, because its arithmetic would take twice as long.
+EXACT_ROWS = 64
 
-    def __init__(self, weight: native.PackedWeight, bias: Tensor | None = None) -> None:
+
+class PackedLinear(nn.Module):
+    """A linear layer over packed 4- or 8-bit weights, by the native kernel. x[T, in] -> [T, out].
+
+    unpack: more than EXACT_ROWS rows go through a bfloat16 product of the unpacked weights instead: where the CPU has a
+    matrix unit (AMX), that is several times faster than any arithmetic on packed ones.
+    """
+
+    def __init__(self, weight: native.PackedWeight, bias: Tensor | None = None, *, unpack: bool = False) -> None:
         super().__init__()
-        self.packed, self.bias = weight, bias
+        self.packed, self.bias, self.unpack = weight, bias, unpack
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return native.linear(x_TD, self.packed, self.bias)
+        if len(x_TD) <= EXACT_ROWS:
+            return native.linear(x_TD, self.packed, self.bias)
+        if not self.unpack:
+            return native.linear(x_TD, self.packed, self.bias, parts=1)
+        weight = native.dequantize(self.packed, torch.bfloat16)
+        out_TD = F.linear(x_TD.to(torch.bfloat16), weight).to(x_TD.dtype)
+        return out_TD if self.bias is None else out_TD + self.bias
 
 
 class PackedEmbedding(nn.Module):
@@ -54,27 +71,36 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x_TD, self.weight, self.bias, "none", [], "")
 
 
-def prepare(model: nn.Module, *, prepack: bool) -> None:
+def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[[], None]) -> None:
     """Join q/k/v and gate/up into one product each and give every linear layer its fastest form, in place.
 
-    Packed weights go to the native kernel; with `prepack`, bfloat16 ones to oneDNN's order.
+    Packed weights go to the native kernel (see `PackedLinear` for `unpack`); with `prepack`, bfloat16 ones to oneDNN's
+    order. release: called after each layer, to give back the memory of weights that were copied from a mapped file.
     """
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused = _join([module.q, module.k, module.v], prepack)
+            module.fused = _join([module.q, module.k, module.v], prepack, unpack)
             if module.fused is not None:
                 del module.q, module.k, module.v
         elif isinstance(module, FeedForward) and module.gate is not None:
-            module.fused = _join([module.gate, module.up], prepack)
+            module.fused = _join([module.gate, module.up], prepack, unpack)
             if module.fused is not None:
                 del module.gate, module.up
+        else:
+            continue
+        release()
     shared: dict[int, native.PackedWeight] = {}  # a tied head and embedding pack the same blocks once
 
     def make(name: str, module: nn.Module) -> nn.Module:
+        fast = fastest(module)
+        release()
+        return fast
+
+    def fastest(module: nn.Module) -> nn.Module:
         if isinstance(module, QuantizedEmbedding):
             return PackedEmbedding(_packed(module.quantized, shared), module.dtype)
         if isinstance(module, QuantizedLinear):
-            return PackedLinear(_packed(module.quantized, shared), module.bias)
+            return PackedLinear(_packed(module.quantized, shared), module.bias, unpack=unpack)
         return PrepackedLinear(module.weight, module.bias)  # type: ignore[arg-type]
 
     def where(name: str, module: nn.Module) -> bool:
@@ -99,7 +125,7 @@ def _pack(weights: list[QuantizedTensor]) -> native.PackedWeight:
     return native.PackedWeight.from_gguf_blocks(weights[0].kind.name, torch.from_numpy(blocks))
 
 
-def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
+def _join(parts: list[nn.Module], prepack: bool, unpack: bool) -> nn.Module | None:
     # One product over the joined rows; None where the parts are not of one kind.
     quantized = [part for part in parts if isinstance(part, QuantizedLinear)]
     plain = [part for part in parts if isinstance(part, nn.Linear)]
@@ -111,7 +137,7 @@ def _join(parts: list[nn.Module], prepack: bool) -> nn.Module | None:
         weights = [part.quantized for part in quantized]
         if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
             return None
-        return PackedLinear(_pack(weights), bias)
+        return PackedLinear(_pack(weights), bias, unpack=unpack)
     if len(plain) < len(parts):
         return None
     weight = torch.cat([part.weight for part in plain])

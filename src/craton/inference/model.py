@@ -16,7 +16,7 @@ from craton.errors import ContextOverflow, UsageError
 from craton.inference import native
 from craton.inference.engine import Engine, FinishReason, Generation, Request, Token
 from craton.inference.linears import prepare
-from craton.inference.plan import DTypeChoice, Plan, fast_bfloat16, make_plan
+from craton.inference.plan import DTypeChoice, Plan, make_plan
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
@@ -227,7 +227,7 @@ def load(name: str | Path, *, dtype: DTypeChoice = "auto", threads: int | None =
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)
     module = checkpoint.load(plan.dtype, packed=plan.packed)
-    prepare(module, prepack=plan.dtype == torch.bfloat16 and fast_bfloat16())
+    prepare(module, prepack=plan.prepack, unpack=plan.unpack, release=checkpoint.source.release)
     return Model(str(name), checkpoint, module, checkpoint.tokenizer(), plan)
 
 

@@ -22,11 +22,13 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 class Plan:
     """dtype: of activations, cache and every weight that is not packed. packed: block-quantised weights stay packed.
 
-    decisions: one sentence for each choice, for people.
+    prepack, unpack: see `linears.prepare`. decisions: one sentence for each choice, for people.
     """
 
     dtype: torch.dtype
     packed: bool
+    prepack: bool
+    unpack: bool
     threads: int
     kernel: str
     decisions: tuple[str, ...]
@@ -48,14 +50,18 @@ def make_plan(checkpoint: Checkpoint, dtype: DTypeChoice = "auto", threads: int 
             reason += f"; {', '.join(sorted(quantized))} weights unpacked"
     elif quantized and quantized <= PACKED_KINDS and native.available():
         packed, chosen, kernel = True, torch.float32, f"native {native.isa()}"
-        reason = f"{', '.join(sorted(quantized))} weights stay packed, arithmetic in float32 around int8 products"
+        reason = f"{', '.join(sorted(quantized))} weights stay packed"
     else:
         chosen, reason = _auto_dtype(checkpoint, quantized)
-    if chosen == torch.bfloat16 and fast_bfloat16():
+    prepack = chosen == torch.bfloat16 and fast_bfloat16()
+    unpack = packed and torch.cpu._is_amx_tile_supported()
+    if unpack:
+        kernel += ", AMX bf16 for long prompts"
+    if prepack:
         kernel = "oneDNN bf16, prepacked"
     dtype_name = str(chosen).removeprefix("torch.")
     decisions = (f"{dtype_name}: {reason}", f"kernel: {kernel}", f"threads: {thread_count} ({thread_reason})")
-    return Plan(chosen, packed, thread_count, kernel, decisions)
+    return Plan(chosen, packed, prepack, unpack, thread_count, kernel, decisions)
 
 
 def fast_bfloat16() -> bool:

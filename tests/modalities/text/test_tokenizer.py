@@ -86,6 +86,18 @@ def test_bytes_of_tokens_that_are_parts_of_characters(sentencepiece: Tokenizer, 
     assert byte_level.token_bytes(2) == b"<|im_end|>"
 
 
+def test_bytes_of_added_tokens_are_their_text(byte_level: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(byte_level.backend.to_str())
+    backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in ("دو واژه", "  ", "<x>")])
+    tokenizer = Tokenizer(backend)
+    text = "a دو واژه  <x>"
+    ids = tokenizer.encode(text)
+    assert tokenizer.backend.token_to_id("دو واژه") in ids
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) == tokenizer.decode(ids) == text
+
+
 def test_bytes_of_wordpieces_carry_their_space(wordpiece: Tokenizer) -> None:
     ids = wordpiece.encode("the quickest", add_special_tokens=False)
     assert b"".join(map(wordpiece.token_bytes, ids)) == b" the quickest"

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from craton.checkpoints.disk import release_pages
 from craton.checkpoints.gguf.cursor import DOWNLOAD_AGAIN
 from craton.checkpoints.gguf.dequantize import Blocks, dequantize
 from craton.checkpoints.gguf.header import Header, TensorInfo, read_header
@@ -62,6 +63,10 @@ class GGUFFile:
         """Unmap the file. Arrays that `blocks` gave out stay valid: the mapping then goes with the last of them."""
         with contextlib.suppress(BufferError):
             self._data.close()
+
+    def release(self) -> None:
+        """Give back the memory that reading tensors has filled (see `release_pages`); they stay valid."""
+        release_pages(self._data)
 
     @property
     def metadata(self) -> dict[str, PlainValue]:
