@@ -232,3 +232,22 @@ def test_a_long_message_in_chat_is_refused_and_the_chat_goes_on(craton, smollm2_
     assert status == 0
     assert "more than the context of 8192" in err
     assert out.strip()
+
+
+def test_export_writes_what_loads_again_with_the_same_answer(craton, smollm2_gguf, tmp_path: Path):
+    asked = ["generate", "The capital of France is", "--max-tokens", "5", "--dtype", "float32", "-m"]
+    answer = craton(*asked, str(smollm2_gguf))[1]
+    for target in (tmp_path / "copy.gguf", tmp_path / "folder"):
+        assert craton("export", str(smollm2_gguf), str(target))[0] == 0
+        assert craton(*asked, str(target))[1] == answer
+        status, _, err = craton("export", str(smollm2_gguf), str(target))
+        assert status == 2
+        assert "exists already" in err
+    assert "im_start" in craton("show", str(tmp_path / "folder"), "--json")[1]
+
+
+def test_export_keeps_a_sentence_encoder_s_pooling(craton, minilm_folder, tmp_path: Path):
+    target = tmp_path / "encoder"
+    assert craton("export", str(minilm_folder), str(target))[0] == 0
+    vectors = [craton("embed", "a cat", "-m", str(path))[1] for path in (minilm_folder, target)]
+    assert vectors[0] == vectors[1]

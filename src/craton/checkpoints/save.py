@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from craton.checkpoints.disk import disk_errors, replace_file
 from craton.checkpoints.families.family import Family
+from craton.checkpoints.pooling import MODES as POOLING_MODES
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
-from craton.models import AnyModel
+from craton.modalities.text import Tokenizer
+from craton.models import AnyModel, PoolingConfig
 
 HF_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def save_checkpoint(model: AnyModel, family: Family, folder: str | Path) -> Path:
+def save_checkpoint(
+    model: AnyModel,
+    family: Family,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    pooling: PoolingConfig | None = None,
+) -> Path:
     """Write `model` to `folder` (made if it is not there) in Hugging Face's layout, under `family`'s names.
 
-    The weights are written first and config.json last, so that an interrupted save is never taken for a model.
-    Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
+    tokenizer: saved beside it, with its chat template. pooling: saved as sentence-transformers files. The weights are
+    written first and config.json last, so that an interrupted save is never taken for a model. Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
     """
     folder = Path(folder)
     ours = model.state_dict(keep_vars=False)
@@ -38,5 +48,42 @@ def save_checkpoint(model: AnyModel, family: Family, folder: str | Path) -> Path
     with disk_errors(f"make the folder {folder.name}", folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", theirs)
-    replace_file(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    if tokenizer is not None:
+        config |= _save_tokenizer(tokenizer, folder)
+    if pooling is not None:
+        _save_pooling(pooling, config["hidden_size"], folder)
+    _save_json(folder / "config.json", config)
     return folder
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    # Gives the ids that config.json repeats.
+    replace_file(folder / "tokenizer.json", tokenizer.backend.to_str(pretty=True).encode())
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    _save_json(folder / "tokenizer_config.json", settings)
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    if tokenizer.eos_ids:
+        ids["eos_token_id"] = list(tokenizer.eos_ids)
+    _save_json(folder / "generation_config.json", ids)
+    return ids
+
+
+def _save_pooling(pooling: PoolingConfig, width: int, folder: Path) -> None:
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if pooling.normalise else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(parts)
+    ]
+    with disk_errors("make the folder 1_Pooling", folder):
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {key: mode == pooling.mode for key, mode in POOLING_MODES.items()}
+    _save_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    if pooling.max_tokens is not None:
+        _save_json(folder / "sentence_bert_config.json", {"max_seq_length": pooling.max_tokens, "do_lower_case": False})
+    _save_json(folder / "modules.json", modules)
+
+
+def _save_json(path: Path, value: Any) -> None:
+    replace_file(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

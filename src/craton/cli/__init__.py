@@ -24,6 +24,7 @@ for verb, group, line in (
     ("pull", MODELS, "Fetch a model, or register one that lies on this machine."),
     ("list", MODELS, "List the models in the store."),
     ("show", MODELS, "Show what a model is: architecture, size, context, licence, template, lineage."),
+    ("export", MODELS, "Write a model as a GGUF file or in Hugging Face's layout."),
     ("verify", MODELS, "Check a stored model's files against their checksums."),
     ("rm", MODELS, "Remove a model from the store."),
     ("chat", TEXT, "Talk with a model."),

@@ -1,4 +1,5 @@
-// Every kernel on odd shapes, in buffers of exactly the right size, for the sanitisers to watch. Prints "done", or aborts.
+// Every kernel on odd shapes, in buffers of exactly the right size, for the sanitisers to watch. Prints "done", or
+// aborts.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +37,7 @@ Case make(int32_t format, int64_t rows, int64_t columns, std::mt19937& random) {
     return made;
 }
 
-void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, std::mt19937& random) {
+void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, int32_t parts, std::mt19937& random) {
     const int64_t n = weight.rows, k = weight.columns, size = type == CRATON_F32 ? 4 : 2;
     std::vector<uint8_t> x(size_t(m * k * size));
     for (uint8_t& byte : x) byte = uint8_t(random());  // any bytes are floats: NaN, infinite and subnormal among them
@@ -45,7 +46,9 @@ void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, s
     for (const char* isa : {"portable", "avx2", "avx512vnni"}) {
         if (craton_select_isa(isa) != CRATON_OK) continue;
         for (int32_t threads : {1, 3}) {
-            expect(craton_linear(&weight, x.data(), m, k, type, 2, bias.data(), y.data(), n, type, threads) == CRATON_OK, "linear");
+            expect(craton_linear(&weight, x.data(), m, k, type, parts, bias.data(), y.data(), n, type, threads) ==
+                       CRATON_OK,
+                   "linear");
             expect(craton_rows(&weight, nullptr, n, rows.data(), type, threads) == CRATON_OK, "rows");
             if (type == CRATON_BF16) {  // a NaN has one form there, so all bits agree
                 if (expected.empty()) expected = y, expected_rows = rows;
@@ -54,7 +57,8 @@ void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, s
         }
     }
     const int64_t ids[] = {n - 1, 0};
-    expect(craton_rows(&weight, ids, 2, std::vector<uint8_t>(size_t(2 * k * size)).data(), type, 2) == CRATON_OK, "ids");
+    expect(craton_rows(&weight, ids, 2, std::vector<uint8_t>(size_t(2 * k * size)).data(), type, 2) == CRATON_OK,
+           "ids");
     const int64_t outside[] = {n};
     expect(craton_rows(&weight, outside, 1, rows.data(), type, 2) == CRATON_BAD_ARGUMENT, "an id out of range");
 }
@@ -68,8 +72,10 @@ int main() {
             for (int64_t columns : {32, 96}) {
                 const Case made = make(format, rows, columns, random);
                 for (int64_t m : {0, 1, 2, 3, 7, 8, 21}) {
-                    multiply_and_unpack(made.weight, m, CRATON_F32, random);
-                    multiply_and_unpack(made.weight, m, CRATON_BF16, random);
+                    for (int32_t parts : {1, 2}) {
+                        multiply_and_unpack(made.weight, m, CRATON_F32, parts, random);
+                        multiply_and_unpack(made.weight, m, CRATON_BF16, parts, random);
+                    }
                 }
             }
         }
@@ -83,8 +89,8 @@ int main() {
         callers.emplace_back([&shared] {
             std::vector<float> x(5 * 96, 1.0f), y(5 * 3000);
             for (int turn = 0; turn < 50; ++turn) {
-                expect(craton_linear(&shared.weight, x.data(), 5, 96, CRATON_F32, 2, nullptr, y.data(), 3000, CRATON_F32, 4) ==
-                           CRATON_OK,
+                expect(craton_linear(&shared.weight, x.data(), 5, 96, CRATON_F32, 2, nullptr, y.data(), 3000,
+                                     CRATON_F32, 4) == CRATON_OK,
                        "linear beside others");
             }
         });

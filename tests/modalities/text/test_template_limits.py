@@ -114,6 +114,7 @@ ENDLESS = {
     "rjust by name": "{{ 'a'['rjust'](10**13) }}",
     "zfill": "{{ 'a'.zfill(10**13) }}",
     "expandtabs": "{{ '\t'.expandtabs(10**13) }}",
+    "expandtabs by keyword": "{{ '\t'.expandtabs(tabsize=10**13) }}",
     "indent": "{{ 'a\nb'|indent(10**13) }}",
     "printf": "{{ '%10000000000000d' % 1 }}",
     "printf star": "{{ '%*d' % (10**13, 1) }}",

@@ -95,7 +95,8 @@ def linear(
     """x @ weight.T + bias: [m, k] -> [m, n], with x quantised to int8, one scale for 32 inputs.
 
     parts: 2 quantises what the first rounding left over as well, on a finer scale, and keeps about 15 bits of each
-    activation; 1 keeps 8 and takes half the arithmetic, which shows with many rows (with few, the weights' bytes decide).
+    activation; 1 keeps 8 and takes half the arithmetic, which shows with many rows (with few, the weights' bytes
+    decide).
 
     x: fp32 or bf16. bias: fp32 [n]. out: fp32 or bf16 [m, n], which must not overlap x; by default new, of x's type.
     Sums are in fp32, and a row's result is the same bits whatever m, threads and instruction set are. A row that holds

@@ -157,7 +157,6 @@ def _charged_filter(name: str, function: Function) -> Function:
 
 def _charged(function: Function, cost: Callable[[Any], int]) -> Function:
     """The function, charged for its arguments and for its result."""
-
     own = 1 if hasattr(function, "jinja_pass_arg") else 0  # Jinja's context, which is not the template's data
 
     @functools.wraps(function)
@@ -216,7 +215,7 @@ def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = Fal
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
     if isinstance(value, str) and len(value) > 1000:
         raise TemplateError("the chat template reads an absurdly long number", where="chat template")
-    return FILTERS["int"](value, default, base)  # type: ignore[no-any-return]
+    return FILTERS["int"](value, default, base)
 
 
 @jinja2.pass_eval_context

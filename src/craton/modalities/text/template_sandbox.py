@@ -123,7 +123,7 @@ class _ChatEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         limits.enter_call()
         try:
-            check_method(function, args)
+            check_method(function, (*args, *kwargs.values()))
             result = super().call(context, function, *args, **kwargs)
         finally:
             limits.leave_call()

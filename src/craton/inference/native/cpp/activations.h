@@ -1,13 +1,15 @@
 // Activations quantised to int8, 32 at a time, as the kernels read them.
 //
-// A row of activations becomes one quantised row, or two: the second holds what the first one's rounding left over, on a
-// scale 254 times finer, and the two products are added. That keeps about 15 bits of each activation instead of 8.
+// A row of activations becomes one quantised row, or two: the second holds what the first one's rounding left over, on
+// a scale 254 times finer, and the two products are added. That keeps about 15 bits of each activation instead of 8.
 //
-// Quantised rows are taken in tiles of 8 and, for what is left, of 4, 2 and 1. A tile of `width` rows is, for each group in turn,
+// Quantised rows are taken in tiles of 8 and, for what is left, of 4, 2 and 1. A tile of `width` rows is, for each
+// group in turn,
 //     quants  [width][32] int8
 //     scales  [width] fp32             value = quant * scale
 //     terms   [width] 32 bits          what the group's sum of quants adds, once for all weights (see group_term)
-// so that a kernel walks one pointer. A row takes the same bytes in any tile and its numbers do not depend on the others.
+// so that a kernel walks one pointer. A row takes the same bytes in any tile and its numbers do not depend on the
+// others.
 #pragma once
 
 #include "layout.h"
@@ -43,8 +45,8 @@ struct TileGroup {
 // beyond fp32's reach next to activations of ordinary size.
 constexpr float kSmallestMagnitude = 0x1p-100f;
 
-// The stored quants are quant + offset, so a dot product exceeds the wanted one by offset * sum of the activations: that
-// many, negated, is where the integer sum starts. Q4_1 starts from zero and adds minimum * (scale * sum) in fp32.
+// The stored quants are quant + offset, so a dot product exceeds the wanted one by offset * sum of the activations:
+// that many, negated, is where the integer sum starts. Q4_1 starts from zero and adds minimum * (scale * sum) in fp32.
 template <Format format>
 CRATON_INLINE uint32_t group_term(float scale, int32_t sum) {
     return has_minimum(format) ? bits_of(scale * float(sum)) : uint32_t(-quant_offset(format) * sum);
@@ -62,8 +64,8 @@ CRATON_INLINE int32_t round_group(const float* values, float inverse, int8_t* qu
     return sum;
 }
 
-// Quantise one row of activations into its `parts` rows of a tile, from `row` on. A group that holds a NaN or an infinity gets scale NaN, and so makes
-// every output of its row NaN: rounding would otherwise hide it.
+// Quantise one row of activations into its `parts` rows of a tile, from `row` on. A group that holds a NaN or an
+// infinity gets scale NaN, and so makes every output of its row NaN: rounding would otherwise hide it.
 template <Format format, typename T>
 CRATON_INLINE void quantize_row(const T* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row, int64_t parts) {
     for (int64_t g = 0; g < groups; ++g, x += kGroup, tile += width * kTileGroupBytes) {

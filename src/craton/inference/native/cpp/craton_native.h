@@ -42,10 +42,11 @@ CRATON_API int64_t craton_packed_bytes(int32_t format, int64_t rows, int64_t col
 CRATON_API int32_t craton_pack(int32_t format, int64_t rows, int64_t columns, const uint8_t* blocks, int64_t row_bytes,
                                uint8_t* packed, int32_t threads);
 
-// y[m, rows] = x[m, columns] @ weight.T + bias; bias is fp32 or null. y must not overlap x. x is quantised to int8 numbers,
-// `parts` (1 or 2) for each of its values: 8 or about 15 bits.
-CRATON_API int32_t craton_linear(const craton_weight* weight, const void* x, int64_t m, int64_t x_stride, int32_t x_type,
-                                 int32_t parts, const float* bias, void* y, int64_t y_stride, int32_t y_type, int32_t threads);
+// y[m, rows] = x[m, columns] @ weight.T + bias; bias is fp32 or null. y must not overlap x. x is quantised to int8
+// numbers, `parts` (1 or 2) for each of its values: 8 or about 15 bits.
+CRATON_API int32_t craton_linear(const craton_weight* weight, const void* x, int64_t m, int64_t x_stride,
+                                 int32_t x_type, int32_t parts, const float* bias, void* y, int64_t y_stride,
+                                 int32_t y_type, int32_t threads);
 
 // Write weight row ids[i] to out[i, columns]; without ids, rows 0 .. count - 1.
 CRATON_API int32_t craton_rows(const craton_weight* weight, const int64_t* ids, int64_t count, void* out,

@@ -39,26 +39,23 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels, avx512vnni_kernels;
 #endif
 
-const Kernels& kernels();                // the best that this CPU supports, unless one was selected
+const Kernels& kernels();               // the best that this CPU supports, unless one was selected
 bool select_kernels(const char* name);  // false: no such kernels, or not on this CPU
 
 // The entries that are the same C++ for every instruction set, compiled for each by `TARGET` (a function attribute).
-#define CRATON_ROW_FUNCTIONS(TARGET)                                                                               \
-    template <Format format, typename T>                                                                           \
+#define CRATON_ROW_FUNCTIONS(TARGET)                                                                                \
+    template <Format format, typename T>                                                                            \
     TARGET void quantize(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row, int64_t parts) { \
-        quantize_row<format>(static_cast<const T*>(x), groups, tile, width, row, parts);                           \
-    }                                                                                                              \
-    template <Format format, typename T>                                                                           \
-    TARGET void dequantize(const uint8_t* block, int64_t groups, int64_t row, void* out) {                         \
-        dequantize_row<format>(block, groups, row, static_cast<T*>(out));                                          \
+        quantize_row<format>(static_cast<const T*>(x), groups, tile, width, row, parts);                            \
+    }                                                                                                               \
+    template <Format format, typename T>                                                                            \
+    TARGET void dequantize(const uint8_t* block, int64_t groups, int64_t row, void* out) {                          \
+        dequantize_row<format>(block, groups, row, static_cast<T*>(out));                                           \
     }
 
-#define CRATON_ROW_ENTRIES                                                                                         \
-    {{quantize<Q4_0, float>, quantize<Q4_0, BFloat>},                                                              \
-     {quantize<Q4_1, float>, quantize<Q4_1, BFloat>},                                                              \
-     {quantize<Q8_0, float>, quantize<Q8_0, BFloat>}},                                                             \
-        {{dequantize<Q4_0, float>, dequantize<Q4_0, BFloat>},                                                      \
-         {dequantize<Q4_1, float>, dequantize<Q4_1, BFloat>},                                                      \
-         {dequantize<Q8_0, float>, dequantize<Q8_0, BFloat>}}
+#define CRATON_EACH_FORMAT_AND_TYPE(function)                                                                          \
+    {{function<Q4_0, float>, function<Q4_0, BFloat>},                                                                  \
+     {function<Q4_1, float>, function<Q4_1, BFloat>},                                                                  \
+     {function<Q8_0, float>, function<Q8_0, BFloat>}}
 
 }  // namespace craton

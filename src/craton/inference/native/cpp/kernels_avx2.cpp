@@ -1,7 +1,7 @@
 // AVX2: `vpmaddubsw` adds two products of unsigned by signed bytes into 16 bits, where it saturates.
 //
-// Nibbles cannot reach that limit: a group's eight such sums stay under 8 * 2 * 15 * 127 = 30480. Bytes can, so Q8_0 goes
-// as |w| * (sign(w) x), at most 2 * 128 * 127 = 32512, and without the offset that the stored quants carry.
+// Nibbles cannot reach that limit: a group's eight such sums stay under 8 * 2 * 15 * 127 = 30480. Bytes can, so Q8_0
+// goes as |w| * (sign(w) x), at most 2 * 128 * 127 = 32512, and without the offset that the stored quants carry.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -77,7 +77,8 @@ CRATON_AVX2 CRATON_INLINE void multiply_half(const uint8_t* block, int64_t half,
             }
         }
         for (int h = 0; h < halves; ++h) {
-            const uint8_t* scales = block + scales_offset(format, groups) + g * scale_bytes + (half + h) * kHalfRows * 2;
+            const uint8_t* scales =
+                block + scales_offset(format, groups) + g * scale_bytes + (half + h) * kHalfRows * 2;
             const __m256 weight_scales = load_halves(scales);
             for (int m = 0; m < rows; ++m) {
                 __m256i exact = has_nibbles(format) ? _mm256_madd_epi16(dot[h][m], ones) : dot[h][m];
@@ -140,7 +141,12 @@ bool supported() {
 }  // namespace
 
 const Kernels avx2_kernels = {
-    "avx2", supported, {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>}, CRATON_ROW_ENTRIES};
+    "avx2",
+    supported,
+    {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
+    CRATON_EACH_FORMAT_AND_TYPE(quantize),
+    CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+};
 
 }  // namespace craton
 #endif

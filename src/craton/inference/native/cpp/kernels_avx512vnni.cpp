@@ -39,7 +39,8 @@ CRATON_AVX512 CRATON_INLINE void multiply_tile(const uint8_t* weights, int64_t g
         const TileGroup<const uint8_t> x{tile, width};
         if (next) {
             // The strip after this one, in address order: hardware prefetchers lose the thread between its streams.
-            for (int64_t i = 0; i < blocks * group_bytes(format); i += kVectorBytes) _mm_prefetch(next + i, _MM_HINT_T1);
+            for (int64_t i = 0; i < blocks * group_bytes(format); i += kVectorBytes)
+                _mm_prefetch(next + i, _MM_HINT_T1);
             next += blocks * group_bytes(format);
         }
         __m512i dot[blocks][width], high_dot[blocks][width];
@@ -108,10 +109,12 @@ CRATON_AVX512 void multiply_strip(const Strip& strip, const uint8_t* tile, float
     int64_t b = 0;
     for (; b + at_once <= strip.count; b += at_once) {
         const uint8_t* next = strip.next ? strip.next + b * stride : nullptr;
-        multiply_tile<format, width, at_once>(strip.blocks + b * stride, strip.groups, tile, next, sums + b * kBlockRows);
+        multiply_tile<format, width, at_once>(strip.blocks + b * stride, strip.groups, tile, next,
+                                              sums + b * kBlockRows);
     }
     if (b < strip.count) {
-        multiply_tile<format, width, 1>(strip.blocks + b * stride, strip.groups, tile, strip.next, sums + b * kBlockRows);
+        multiply_tile<format, width, 1>(strip.blocks + b * stride, strip.groups, tile, strip.next,
+                                        sums + b * kBlockRows);
     }
 }
 
@@ -136,7 +139,12 @@ bool supported() {
 }  // namespace
 
 const Kernels avx512vnni_kernels = {
-    "avx512vnni", supported, {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>}, CRATON_ROW_ENTRIES};
+    "avx512vnni",
+    supported,
+    {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
+    CRATON_EACH_FORMAT_AND_TYPE(quantize),
+    CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+};
 
 }  // namespace craton
 #endif

@@ -53,6 +53,11 @@ bool supported() { return true; }
 }  // namespace
 
 const Kernels portable_kernels = {
-    "portable", supported, {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>}, CRATON_ROW_ENTRIES};
+    "portable",
+    supported,
+    {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
+    CRATON_EACH_FORMAT_AND_TYPE(quantize),
+    CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+};
 
 }  // namespace craton

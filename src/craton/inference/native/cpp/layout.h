@@ -5,9 +5,9 @@
 //     scales  [groups][16 rows] fp16
 //     minima  [groups][16 rows] fp16               (Q4_1 only)
 // padded to 64 bytes, so that every 64-byte vector of quants lies in one cache line. In the 4-bit formats byte j of a
-// row's group (j = 4 * vector + byte) holds input j in its low and input j + 16 in its high nibble, as in GGUF; in Q8_0 it
-// holds input j as an unsigned byte, quant + 128. The lines are the GGUF bytes reordered: no more memory, and one pass over
-// them in address order reads the matrix once. Rows that pad the last block have scale (and minimum) 0.
+// row's group (j = 4 * vector + byte) holds input j in its low and input j + 16 in its high nibble, as in GGUF; in Q8_0
+// it holds input j as an unsigned byte, quant + 128. The lines are the GGUF bytes reordered: no more memory, and one
+// pass over them in address order reads the matrix once. Rows that pad the last block have scale (and minimum) 0.
 #pragma once
 
 #include <cstdint>

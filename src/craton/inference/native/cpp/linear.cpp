@@ -9,7 +9,8 @@
 namespace craton {
 namespace {
 
-// Activations are quantised a slab of rows at a time: enough rows to use each weight often, few enough for the L2 cache.
+// Activations are quantised a slab of rows at a time: enough rows to use each weight often, few enough for the L2
+// cache.
 constexpr int64_t kSlabBytes = 512 << 10;
 constexpr int64_t kFewestSlabRows = 32;
 

@@ -42,7 +42,8 @@ void pack(const Weight& weight, const uint8_t* gguf, int64_t row_bytes, uint8_t*
     });
 }
 
-void unpack_rows(const Weight& weight, const int64_t* ids, int64_t count, void* out, craton_type type, int32_t threads) {
+void unpack_rows(const Weight& weight, const int64_t* ids, int64_t count, void* out, craton_type type,
+                 int32_t threads) {
     const auto dequantize = kernels().dequantize[weight.format][type];
     const int64_t columns = weight.groups * kGroup, row_bytes = columns * (type == CRATON_F32 ? 4 : 2);
     parallel_for(threads, count, kValuesPerThread / columns + 1, [&](int64_t begin, int64_t end) {

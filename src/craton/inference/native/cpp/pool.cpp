@@ -20,6 +20,10 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kWorkerPatience{300};
 constexpr std::chrono::microseconds kCallerPatience{20};
 
+// Where other programs keep the processors busy, waiting for an interrupted worker can take longer than doing its
+// share. The caller then works alone for this many times what it lost, so that at most a tenth of its time is lost.
+constexpr int kAvoidance = 10;
+
 void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -41,12 +45,14 @@ bool spin_until(const Condition& condition, std::chrono::microseconds patience) 
     return false;
 }
 
-// The state of a job in one word, so that a claim is one compare-and-swap and a worker that comes late, with the word of
-// an earlier job in hand, claims nothing.
+// The state of a job in one word, so that a claim is one compare-and-swap and a worker that comes late, with the word
+// of an earlier job in hand, claims nothing.
 struct Ticket {
     uint64_t word;
 
-    static Ticket of(uint64_t job, uint64_t helpers, uint64_t chunks) { return {job << 40 | helpers << 32 | chunks << 16}; }
+    static Ticket of(uint64_t job, uint64_t helpers, uint64_t chunks) {
+        return {job << 40 | helpers << 32 | chunks << 16};
+    }
     uint64_t job() const { return word >> 40; }
     int32_t helpers() const { return int32_t(word >> 32 & 0xff); }
     uint64_t chunks() const { return word >> 16 & 0xffff; }
@@ -58,7 +64,8 @@ class Pool {
 public:
     void run(int32_t threads, int64_t chunks, Chunk chunk, const void* context) {
         std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
-        if (!owner || !grow(threads - 1)) {
+        const Clock::time_point start = Clock::now();
+        if (!owner || start < alone_until_ || !grow(threads - 1)) {
             for (int64_t i = 0; i < chunks; ++i) chunk(context, i);
             return;
         }
@@ -74,11 +81,17 @@ public:
         work(kCaller);
         const auto finished = [this] { return unfinished_.load(std::memory_order_seq_cst) == 0; };
         if (spin_until(finished, kCallerPatience)) return;
-        // A worker was interrupted within its chunk: leave this processor to it.
-        std::unique_lock<std::mutex> lock(sleep_);
-        caller_sleeps_.store(true, std::memory_order_seq_cst);
-        done_.wait(lock, finished);
-        caller_sleeps_.store(false, std::memory_order_relaxed);
+        const Clock::time_point waiting = Clock::now();
+        {
+            // A worker was interrupted within its chunk: leave this processor to it.
+            std::unique_lock<std::mutex> lock(sleep_);
+            caller_sleeps_.store(true, std::memory_order_seq_cst);
+            done_.wait(lock, finished);
+            caller_sleeps_.store(false, std::memory_order_relaxed);
+        }
+        const Clock::time_point end = Clock::now();
+        const Clock::duration lost = (end - waiting) - (threads - 1) * (waiting - start);
+        if (lost > Clock::duration::zero()) alone_until_ = end + kAvoidance * lost;
     }
 
 private:
@@ -116,7 +129,8 @@ private:
         while (ticket.open_to(helper)) {
             if (!ticket_.compare_exchange_weak(ticket.word, ticket.word + 1, std::memory_order_acq_rel)) continue;
             chunk_(context_, int64_t(ticket.next()));
-            if (unfinished_.fetch_sub(1, std::memory_order_seq_cst) == 1 && caller_sleeps_.load(std::memory_order_seq_cst)) {
+            if (unfinished_.fetch_sub(1, std::memory_order_seq_cst) == 1 &&
+                caller_sleeps_.load(std::memory_order_seq_cst)) {
                 std::lock_guard<std::mutex> lock(sleep_);
                 done_.notify_one();
             }
@@ -124,8 +138,10 @@ private:
         }
     }
 
+    // Used while owner_ is held.
     std::mutex owner_;
-    int32_t workers_ = 0;  // owner_ held
+    int32_t workers_ = 0;
+    Clock::time_point alone_until_{};  // help cost more than it gave: do without it until then
 
     // The job: written by the caller before the ticket, read after a claim, which keeps the job unfinished.
     Chunk chunk_ = nullptr;
@@ -140,7 +156,8 @@ private:
     std::atomic<bool> caller_sleeps_{false};
 };
 
-// Never destroyed: workers may still be looking at it while the process ends, and a fork's child must not touch its locks.
+// Never destroyed: workers may still be looking at it while the process ends, and a fork's child must not touch its
+// locks.
 std::atomic<Pool*> pool{nullptr};
 
 [[maybe_unused]] const int at_fork =

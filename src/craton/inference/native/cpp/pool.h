@@ -1,8 +1,9 @@
 // A few threads that share out the chunks of one job at a time.
 //
-// Workers look for the next job for a short while and then sleep, so an idle process costs nothing and a loaded machine is
-// not fought over. Chunks are claimed one by one: a worker that the system does not run in time claims none, and the
-// caller, which works too, is not held up by it. Which thread computes a chunk never changes the result.
+// Workers look for the next job for a short while and then sleep, so an idle process costs nothing and a loaded machine
+// is not fought over. Chunks are claimed one by one: a worker that the system does not run in time claims none, and the
+// caller, which works too, is not held up by it. Where workers are interrupted so often that they cost more than they
+// give, the caller does without them for a while. Which thread computes a chunk never changes the result.
 //
 // The pool serves one caller at a time; a second caller meanwhile does its whole job alone, which on a busy machine is
 // the fair share. After a fork the child starts with a pool of its own.
@@ -34,13 +35,14 @@ void parallel_for(int32_t threads, int64_t count, int64_t grain, const Body& bod
         const Body& body;
         int64_t count, step;
     } job{body, count, step};
-    run_chunks(threads, (count + step - 1) / step,
-               [](const void* context, int64_t index) {
-                   const Job& j = *static_cast<const Job*>(context);
-                   const int64_t begin = index * j.step, end = begin + j.step;
-                   j.body(begin, end < j.count ? end : j.count);
-               },
-               &job);
+    run_chunks(
+        threads, (count + step - 1) / step,
+        [](const void* context, int64_t index) {
+            const Job& j = *static_cast<const Job*>(context);
+            const int64_t begin = index * j.step, end = begin + j.step;
+            j.body(begin, end < j.count ? end : j.count);
+        },
+        &job);
 }
 
 }  // namespace craton

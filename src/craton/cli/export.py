@@ -1,0 +1,47 @@
+"""`craton export`: write a model as files that other programs open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from craton.cli.options import Json
+from craton.cli.terminal import print_json, size, stderr
+from craton.errors import UsageError
+
+
+def export(
+    model: Annotated[str, Parameter(help="a name or a path")],
+    target: Annotated[Path, Parameter(help="a .gguf file, or a folder for Hugging Face's layout")],
+    /,
+    *,
+    kind: Annotated[
+        Literal["F16", "BF16", "Q8_0", "Q4_0"], Parameter(help="how a GGUF file stores matrices")
+    ] = "F16",
+    json: Json = False,
+) -> None:
+    """Write a model as one GGUF file or as a folder in Hugging Face's layout (float32 safetensors, tokeniser and chat
+    template). What is there already is never overwritten."""
+    import torch
+
+    from craton import store
+    from craton.checkpoints.checkpoint import Checkpoint
+    from craton.checkpoints.gguf_export import save_gguf
+    from craton.checkpoints.save import save_checkpoint
+
+    if target.exists():
+        raise UsageError(f"{target} exists already", remedy="choose another name, or remove it first")
+    checkpoint = Checkpoint.open(store.find(model).path)
+    module, tokenizer, pooling = checkpoint.load(torch.float32), checkpoint.tokenizer(), checkpoint.pooling
+    if target.suffix == ".gguf":
+        save_gguf(module, checkpoint.family, tokenizer, target, kind, pooling=pooling)
+        written = [target]
+    else:
+        save_checkpoint(module, checkpoint.family, target, tokenizer=tokenizer, pooling=pooling)
+        written = sorted(path for path in target.rglob("*") if path.is_file())
+    nbytes = sum(path.stat().st_size for path in written)
+    if json:
+        return print_json({"target": str(target), "files": len(written), "bytes": nbytes})
+    stderr.print(f"[bold]{stderr.escape(str(target))}[/]: {size(nbytes)}")
