@@ -32,4 +32,4 @@ def is_finite(weight: Weight) -> bool:
         return not any((exponents == FP16_EXPONENT).any() for exponents in scales)
     if not weight.is_floating_point() or not weight.numel():
         return True
-    return bool(torch.stack(weight.float().aminmax()).isfinite().all())
+    return bool(torch.stack(weight.aminmax()).isfinite().all())

@@ -13,7 +13,7 @@ import torch
 from craton.checkpoints.families.decoder import layer_count
 from craton.checkpoints.families.family import Keys, write_rotated
 from craton.checkpoints.finite import SCALES_AT
-from craton.checkpoints.gguf import GGUFFile, dequantize
+from craton.checkpoints.gguf import GGMLType, GGUFFile, dequantize
 from craton.checkpoints.gguf_architectures import ARCHITECTURES
 from craton.checkpoints.gguf_changes import Change
 from craton.checkpoints.gguf_rotary import Factors, read_rope, shortest
@@ -26,6 +26,7 @@ V = TypeVar("V")
 D = TypeVar("D")
 
 MAX_EXPERTS = 4096
+PLAIN = {GGMLType.F32: torch.float32, GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 # Settings that change a model's output and that no architecture here has, with the values that change nothing.
@@ -112,6 +113,10 @@ class GGUFSource:
             blocks = blocks[place.expert * shape[0] : (place.expert + 1) * shape[0]]
         if info.type in SCALES_AT and len(shape) == 2:
             weight: Weight = QuantizedTensor(info.type, blocks, shape)
+        elif info.type in PLAIN:
+            # As it is stored: a detour by float32 would take twice or thrice its memory.
+            weight = torch.from_numpy(blocks.copy()).view(PLAIN[info.type]).view(shape)
+            self.release()
         else:
             weight = torch.from_numpy(dequantize(blocks, info.type)).view(shape)
         return place.change.restore(weight, self._hf) if place.change else weight

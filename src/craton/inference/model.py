@@ -226,9 +226,10 @@ def load(name: str | Path, *, dtype: DTypeChoice = "auto", threads: int | None =
     plan = make_plan(checkpoint, dtype, threads)
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)
+    tokenizer = checkpoint.tokenizer()  # first: building it takes memory that the weights then use
     module = checkpoint.load(plan.dtype, packed=plan.packed)
     prepare(module, prepack=plan.prepack, unpack=plan.unpack, release=checkpoint.source.release)
-    return Model(str(name), checkpoint, module, checkpoint.tokenizer(), plan)
+    return Model(str(name), checkpoint, module, tokenizer, plan)
 
 
 def _completion(generations: list[Generation]) -> Completion:

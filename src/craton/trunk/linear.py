@@ -14,8 +14,9 @@ def replace_linears(
 
     Names are the dotted names of `model.named_modules()`, so saving, merging and exporting walk the same ones.
     """
-    chosen = [(name, module) for name, module in model.named_modules() if name and where(name, module)]
-    for name, module in chosen:
+    # Names only: a list of the modules would keep all old weights in memory until the last one is replaced.
+    chosen = [name for name, module in model.named_modules() if name and where(name, module)]
+    for name in chosen:
         parent_name, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent_name), child, make(name, module))
-    return [name for name, _ in chosen]
+        setattr(model.get_submodule(parent_name), child, make(name, model.get_submodule(name)))
+    return chosen
