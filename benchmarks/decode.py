@@ -175,6 +175,7 @@ def speed_cases(race: Race, scope: Scope) -> dict[str, Case]:
         for length in scope.prompts:
             for batch, steps in scope.steps.items():
                 setting = f"batch={batch}/threads={threads}/prompt={length}"
+                print(f"{setting} ...", file=sys.stderr, flush=True)
                 # A batch's prompts are read once, to be continued.
                 read = race.run("read", scope.rounds if batch == 1 else 1, threads=threads, batch=batch, length=length)
                 written = race.run("decode", scope.rounds, steps=steps)

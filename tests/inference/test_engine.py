@@ -11,16 +11,24 @@ from craton.inference.engine import PREFILL_CHUNK, Engine, Request
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.models import CausalLM, CausalLMConfig
-from craton.trunk import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig, RotaryConfig, TrunkConfig
+from craton.trunk import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    NormConfig,
+    RotaryConfig,
+    RotaryScaling,
+    TrunkConfig,
+)
 
 VOCAB, CONTEXT = 97, 1200
 
 
-def make_model() -> CausalLM:
+def make_model(rotary: RotaryConfig = RotaryConfig(dims=8)) -> CausalLM:  # noqa: B008
     torch.manual_seed(0)
     norm = NormConfig(kind="rms")
     layer = LayerConfig(
-        attention=AttentionConfig(heads=4, kv_heads=2, head_size=8, rotary=RotaryConfig(dims=8)),
+        attention=AttentionConfig(heads=4, kv_heads=2, head_size=8, rotary=rotary),
         feedforward=FeedForwardConfig(hidden=48, activation="silu", gated=True),
         norm=norm,
     )
@@ -55,13 +63,13 @@ def prompt(seed: int, length: int) -> list[int]:
     return torch.randint(0, VOCAB - 1, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def naive(ids: list[int], settings: SamplingSettings) -> list[int]:
+def naive(ids: list[int], settings: SamplingSettings, model: CausalLM = MODEL) -> list[int]:
     """The answer by whole forward passes, without cache or batch."""
     from craton.inference.sampling import Sampler
 
     sampler, out = Sampler(settings, ids, settings.seed or 0), list(ids)
     for _ in range(settings.max_tokens or CONTEXT):
-        logits = MODEL(torch.tensor(out), torch.arange(len(out)))[-1].float()
+        logits = model(torch.tensor(out), torch.arange(len(out)))[-1].float()
         token = sampler(logits)
         if token in TOKENIZER.eos_ids:
             break
@@ -118,6 +126,45 @@ def test_a_prefix_in_a_busy_slot_is_copied():
     assert other.cached_tokens == 40
     assert [t.id for t in other.tokens] == naive(shared + prompt(7, 3), SamplingSettings(max_tokens=8))
     assert [t.id for t in running.wait().tokens] == naive(shared, SamplingSettings(max_tokens=60))
+
+
+@pytest.mark.parametrize("length", [20, 37, 41, 300])
+def test_longrope_reads_a_sequence_again_where_its_frequencies_change(length):
+    factors = {"short_factors": (1.0, 1.0, 1.5, 2.0), "long_factors": (3.0, 5.0, 9.0, 20.0)}
+    scaling = RotaryScaling(kind="longrope", original_context=40, attention_factor=1.2, **factors)
+    model = make_model(RotaryConfig(dims=8, scaling=scaling))
+    engine = Engine(model, TOKENIZER, dtype=torch.float32)
+    ids, settings = prompt(16, length), SamplingSettings(max_tokens=30, logit_bias={VOCAB - 1: -100.0})
+    first = engine.submit(Request(ids, settings)).wait()
+    assert [t.id for t in first.tokens] == naive(ids, settings, model)
+    again = engine.submit(Request(ids, settings)).wait()
+    assert [t.id for t in again.tokens] == [t.id for t in first.tokens]
+
+
+@pytest.mark.parametrize("calls_before", [0, 1])
+def test_an_interrupt_in_the_middle_of_a_step_spoils_nothing(monkeypatch, calls_before):
+    engine = make_engine()
+    other = engine.submit(Request(prompt(17, 9), SamplingSettings(max_tokens=20)))
+    stopped = engine.submit(Request(prompt(18, 30), SamplingSettings(max_tokens=40)))
+    for _ in range(5):
+        engine.step()
+    # With one call before it, the pass over the answers is complete and that over a new prompt is interrupted.
+    engine.submit(Request(prompt(20, 12), SamplingSettings(max_tokens=2)))
+    whole, calls = MODEL.trunk.layers[1].forward, iter([None] * calls_before + [KeyboardInterrupt])
+
+    def interrupted(*arguments):
+        if (error := next(calls, None)) is not None:
+            raise error
+        return whole(*arguments)
+
+    monkeypatch.setattr(MODEL.trunk.layers[1], "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    stopped.cancel()
+    longer = stopped.ids + prompt(19, 5)
+    following = engine.submit(Request(longer, SamplingSettings(max_tokens=10))).wait()
+    assert [t.id for t in following.tokens] == naive(longer, SamplingSettings(max_tokens=10))
+    assert [t.id for t in other.wait().tokens] == naive(prompt(17, 9), SamplingSettings(max_tokens=20))
 
 
 def test_several_answers_differ_and_share_the_prompt():

@@ -17,9 +17,7 @@ def export(
     target: Annotated[Path, Parameter(help="a .gguf file, or a folder for Hugging Face's layout")],
     /,
     *,
-    kind: Annotated[
-        Literal["F16", "BF16", "Q8_0", "Q4_0"], Parameter(help="how a GGUF file stores matrices")
-    ] = "F16",
+    kind: Annotated[Literal["F16", "BF16", "Q8_0", "Q4_0"], Parameter(help="how a GGUF file stores matrices")] = "F16",
     json: Json = False,
 ) -> None:
     """Write a model as one GGUF file or as a folder in Hugging Face's layout (float32 safetensors, tokeniser and chat

@@ -18,7 +18,7 @@ from craton.inference.sampling import Sampler, log_probabilities
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.models import CausalLM
-from craton.trunk import KVCache
+from craton.trunk import KVCache, TrunkConfig
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -125,8 +125,7 @@ class Generation:
 class Engine:
     """Continuous batching over a slotted key-value cache.
 
-    Each step runs one flat batch: a piece of every prompt that is being read and one token of every answer that is
-    being written. A slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is
+    Each step takes one token of every answer that is being written and a piece of every prompt that is being read. A slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is
     new.
     """
 
@@ -146,6 +145,7 @@ class Engine:
         self.context = model.config.context
         self.cache = KVCache(model.config.trunk, dtype=dtype)
         self._slots = slots
+        self._stretch_at = _stretch_at(model.config.trunk)
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._held: dict[int, list[int]] = {}  # slot -> the ids whose keys and values it holds
@@ -196,7 +196,8 @@ class Engine:
     def _retire(self) -> None:
         for generation in [g for g in self._running if g.finish_reason is not None]:
             assert generation._slot is not None
-            self._held[generation._slot] = generation.ids[: generation._done]
+            # What an interrupted step had not finished writing does not count.
+            self._held[generation._slot] = generation.ids[: min(generation._done, self.cache.lengths[generation._slot])]
             self._running.remove(generation)
 
     def _being_read(self, prompt: list[int]) -> bool:
@@ -208,7 +209,8 @@ class Engine:
         taken = {g._slot: g.ids[: g._done] for g in self._running}
         free = [s for s in range(max(len(self.cache.lengths), len(self._running) + 1)) if s not in taken]
         prompt, limit = generation.request.prompt, len(generation.request.prompt) - 1
-        shared = {slot: min(_common(ids, prompt), limit) for slot, ids in (self._held | taken).items()}
+        alike = {s: ids for s, ids in (self._held | taken).items() if self._stretched(ids) == self._stretched(prompt)}
+        shared = {slot: min(_common(ids, prompt), limit) for slot, ids in alike.items()}
         donor = max(shared, key=lambda s: (shared[s], s in free), default=None)
         slot = donor if donor in free and shared[donor] else min(free, key=lambda s: (len(self._held.get(s, ())), s))
         assert slot is not None
@@ -219,13 +221,20 @@ class Engine:
             if donor != slot:
                 self.cache.copy(donor, slot)
         self.cache.truncate(slot, start)
+        self.cache.expected[slot] = len(prompt)
         self._held.pop(slot, None)
         generation._slot, generation._done, generation.cached_tokens = slot, start, start
         self._running.append(generation)
 
+    def _stretched(self, ids: list[int]) -> bool:
+        return self._stretch_at is not None and len(ids) > self._stretch_at
+
     def _run(self, batch: list[Generation]) -> list[tuple[Generation, Tensor]]:
         # The tokens of answers go through the model together, a piece of a prompt alone: so what a sequence's numbers
         # are never depends on its company, even where a kernel chooses its arithmetic by the number of rows.
+        for generation in batch:
+            # A step that was interrupted before it chose a token left nothing to read: its last token is read again.
+            generation._done = min(generation._done, len(generation.ids) - 1)
         writing = [g for g in batch if len(g.ids) - g._done == 1]
         reading = [g for g in batch if len(g.ids) - g._done > 1]
         passes = ([writing] if writing else []) + [[g] for g in reading]
@@ -236,16 +245,21 @@ class Engine:
         positions: list[int] = []
         segments: list[int | None] = []
         last_rows: list[int] = []
+        ends: list[int] = []
         for generation in group:
+            assert generation._slot is not None
+            self.cache.truncate(generation._slot, generation._done)  # an interrupted step may have left more
             end = min(len(generation.ids), (generation._done // self._chunk + 1) * self._chunk)
             ids += generation.ids[generation._done : end]
             positions += range(generation._done, end)
             segments += [generation._slot] * (end - generation._done)
-            generation._done = end
+            ends.append(end)
             last_rows.append(len(ids) - 1)
         if self._native_threads is not None:
             torch.set_num_threads(1 if max(positions) < SERIAL_CONTEXT else self._native_threads)
         hidden_TD = self.model.hidden(torch.tensor(ids), torch.tensor(positions), torch.tensor(segments), self.cache)
+        for generation, end in zip(group, ends, strict=True):
+            generation._done = end
         complete = [(row, g) for row, g in zip(last_rows, group, strict=True) if g._done == len(g.ids)]
         if not complete:
             return []
@@ -255,6 +269,17 @@ class Engine:
     def _settle(self, results: list[tuple[Generation, Tensor]]) -> None:
         for generation, logits_V in results:
             generation.accept(logits_V)
+            if self._stretch_at is not None and len(generation.ids) == self._stretch_at + 1:
+                # LongRoPE rotates every key of a longer sequence otherwise: it is read again, once.
+                assert generation._slot is not None
+                generation._done, self.cache.expected[generation._slot] = 0, len(generation.ids)
+
+
+def _stretch_at(config: TrunkConfig) -> int | None:
+    """The length beyond which LongRoPE changes its frequencies; None for models without it."""
+    rotaries = (layer.attention.rotary for layer in config.layers)
+    scalings = (rotary.scaling for rotary in rotaries if rotary is not None)
+    return next((s.original_context for s in scalings if s is not None and s.kind == "longrope"), None)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -16,10 +16,14 @@ class KVCache:
 
     A token's segment id is its slot. The trunk writes each forward pass's keys and values behind what the slot holds
     and then advances `lengths`. Memory grows with the longest sequence, in chunks.
+
+    expected: how long each sequence is known to become; LongRoPE rotates all of a sequence by its length, so what is
+    read of it in pieces must know the whole.
     """
 
     def __init__(self, config: TrunkConfig, slots: int = 0, *, dtype: torch.dtype, device: str = "cpu") -> None:
         self.lengths = [0] * slots
+        self.expected = [0] * slots
         self._capacity = 0
         attentions = [layer.attention for layer in config.layers]
         self.keys = [_empty(slots, a, a.head_size, dtype, device) for a in attentions]
@@ -41,6 +45,7 @@ class KVCache:
         """Make room for `slots` sequences."""
         if slots > len(self.lengths):
             self.lengths += [0] * (slots - len(self.lengths))
+            self.expected += [0] * (slots - len(self.expected))
             self._resize()
 
     def _resize(self) -> None:

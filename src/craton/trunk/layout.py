@@ -87,7 +87,8 @@ class Layout:
         merged: list[tuple[int, int, list[int], list[int]]] = []  # first row, size, segments, starts
         for segment, row, size in spans:
             start = cache.lengths[segment] if cache is not None else 0
-            self._lengths.append((size, start + size))
+            known = cache.expected[segment] if cache is not None else 0
+            self._lengths.append((size, max(start + size, known)))
             joins = merged and merged[-1][1] == size and (cache is None or merged[-1][2][-1] + 1 == segment)
             if joins:
                 merged[-1][2].append(segment)
