@@ -30,7 +30,9 @@ def save_checkpoint(
     """Write `model` to `folder` (made if it is not there) in Hugging Face's layout, under `family`'s names.
 
     tokenizer: saved beside it, with its chat template. pooling: saved as sentence-transformers files. The weights are
-    written first and config.json last, so that an interrupted save is never taken for a model. Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
+    written first and config.json last, so that an interrupted save is never taken for a model.
+
+    Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
     """
     folder = Path(folder)
     ours = model.state_dict(keep_vars=False)

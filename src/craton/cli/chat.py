@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, DType, Sampling, Threads
 from craton.cli.terminal import load_model, speed_line, stderr, write
 from craton.errors import CratonError
-
 from craton.inference.settings import SamplingSettings
 
 if TYPE_CHECKING:

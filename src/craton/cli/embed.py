@@ -27,7 +27,8 @@ def embed(
     vectors = loaded.embed(given)
     rows = [[float(f"{value:.7g}") for value in row] for row in vectors.tolist()]
     if json:
-        return print_json({"model": loaded.name, "width": vectors.shape[1], "vectors": rows})
+        print_json({"model": loaded.name, "width": vectors.shape[1], "vectors": rows})
+        return
     for row in rows:
         print_json(row)
     stderr.print(f"[dim]{len(given)} texts, {vectors.shape[1]} numbers each[/]")

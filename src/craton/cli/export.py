@@ -41,5 +41,6 @@ def export(
         written = sorted(path for path in target.rglob("*") if path.is_file())
     nbytes = sum(path.stat().st_size for path in written)
     if json:
-        return print_json({"target": str(target), "files": len(written), "bytes": nbytes})
+        print_json({"target": str(target), "files": len(written), "bytes": nbytes})
+        return
     stderr.print(f"[bold]{stderr.escape(str(target))}[/]: {size(nbytes)}")

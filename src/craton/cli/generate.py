@@ -38,14 +38,16 @@ def generate(
     if jsonl:
         if prompt is not None:
             raise UsageError("--jsonl reads prompts from standard input", remedy="leave the prompt out")
-        return _batch(model, checked, dtype, threads)
+        _batch(model, checked, dtype, threads)
+        return
     settings = checked.model_dump()
     text = sys.stdin.read() if prompt is None else prompt
     loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
     if json or checked.n > 1:
         completion = loaded.generate(text, **settings)
         if json:
-            return print_json(completion_json(completion, loaded.name))
+            print_json(completion_json(completion, loaded.name))
+            return
         for number, choice in enumerate(completion.choices, 1):
             stderr.print(f"[dim]answer {number}, seed {choice.seed}[/]")
             write(choice.text + "\n")

@@ -26,7 +26,8 @@ def list_models(*, json: Json = False) -> None:
             }
             for m in models
         ]
-        return print_json({"models": rows, "damaged": [error.as_dict() for error in damaged]})
+        print_json({"models": rows, "damaged": [error.as_dict() for error in damaged]})
+        return
     if models:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column, justify in (("model", "left"), ("size", "right"), ("licence", "left"), ("from", "left")):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
-
 from pydantic import Field
 
 from craton.config import parse

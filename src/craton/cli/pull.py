@@ -30,7 +30,7 @@ def pull(
     with progress() as report:
         model = store.pull(reference, name, report)
     if json:
-        return print_json(
+        print_json(
             {
                 "id": model.id,
                 "source": model.source,
@@ -39,6 +39,7 @@ def pull(
                 "new": model.is_new,
             }
         )
+        return
     if model.is_new:
         place = f"read in place from {model.path}" if model.in_place else f"{len(model.files)} files"
         stderr.print(f"[bold]{stderr.escape(model.id)}[/]  {size(model.size)}, {stderr.escape(place)}")

@@ -16,6 +16,7 @@ def remove(name: Annotated[str, Parameter(help="a name (every version) or name@v
 
     removed = store.remove(name)
     if json:
-        return print_json({"removed": removed})
+        print_json({"removed": removed})
+        return
     for model_id in removed:
         stderr.print(f"removed [bold]{stderr.escape(model_id)}[/]")

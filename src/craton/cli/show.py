@@ -15,7 +15,8 @@ def show(model: Annotated[str, Parameter(help="a name or a path")], /, *, json: 
     """Show a model's architecture, parameters, size, format, context, licence, chat template and lineage."""
     facts = _facts(model)
     if json:
-        return print_json(facts)
+        print_json(facts)
+        return
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -32,7 +33,7 @@ def _facts(name: str) -> dict[str, Any]:
 
     stored = store.find(name)
     checkpoint = Checkpoint.open(stored.path)
-    trunk, layer = checkpoint.config.trunk, checkpoint.config.trunk.layers[0]
+    trunk, heads = checkpoint.config.trunk, checkpoint.config.trunk.layers[0].attention
     tokenizer = checkpoint.tokenizer()
     pooling = checkpoint.pooling
     return {
@@ -41,7 +42,7 @@ def _facts(name: str) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for shape in checkpoint.source.shapes.values()),
         "layers": len(trunk.layers),
         "width": trunk.width,
-        "heads": f"{layer.attention.heads} query, {layer.attention.kv_heads} key-value, {layer.attention.head_size} wide",
+        "heads": f"{heads.heads} query, {heads.kv_heads} key-value, {heads.head_size} wide",
         "vocabulary": checkpoint.config.vocab,
         "context": checkpoint.config.context,
         "format": ", ".join(sorted(checkpoint.quantized_kinds())) or checkpoint.stored_kind(),

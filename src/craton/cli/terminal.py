@@ -86,14 +86,11 @@ def completion_json(completion: Completion, model: str) -> dict[str, Any]:
 
 def size(nbytes: int) -> str:
     """Bytes for people, in decimal units."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            break
+    value, units = float(nbytes), ["TB", "GB", "MB", "kB", "B"]
+    while value >= 1000 and len(units) > 1:
         value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        units.pop()
+    return f"{value:.3g} {units[-1]}"
 
 
 @contextmanager

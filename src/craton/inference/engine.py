@@ -27,8 +27,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 # query may not see; torch's products want larger ones than the native kernels do.
 PREFILL_CHUNK, NATIVE_PREFILL_CHUNK = 256, 128
 
-# Where the linear layers run on the native kernels' own threads, torch has little left to do up to this context, and its
-# second thread, spinning between two operations, only takes the place of the kernels' threads.
+# Where the linear layers run on the native kernels' own threads, torch has little left to do up to this context, and
+# its second thread, spinning between two operations, only takes the place of the kernels' threads.
 SERIAL_CONTEXT = 2048
 
 
@@ -125,8 +125,8 @@ class Generation:
 class Engine:
     """Continuous batching over a slotted key-value cache.
 
-    Each step takes one token of every answer that is being written and a piece of every prompt that is being read. A slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is
-    new.
+    Each step takes one token of every answer that is being written and a piece of every prompt that is being read. A
+    slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is new.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Engine:
         self._held: dict[int, list[int]] = {}  # slot -> the ids whose keys and values it holds
 
     def submit(self, request: Request) -> Generation:
-        """Queue a request. Raises ContextOverflow if the prompt leaves no room for an answer, UsageError for bad ids."""
+        """Queue a request. Raises ContextOverflow if prompt and answer do not fit, UsageError for bad ids."""
         settings = request.settings
         vocab = self.model.config.vocab
         if not request.prompt:

@@ -20,8 +20,8 @@ from craton.trunk.feedforward import FeedForward
 PACKED_KINDS = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 
 
-# Up to so many rows, activations keep about 15 bits: there the weights' bytes decide the time, or nearly. A longer piece
-# of a prompt keeps 8 bits, as is usual for packed weights, because its arithmetic would take twice as long.
+# Up to so many rows, activations keep about 15 bits: there the weights' bytes decide the time, or nearly. A longer
+# piece of a prompt keeps 8 bits, as is usual for packed weights, because its arithmetic would take twice as long.
 EXACT_ROWS = 64
 
 
@@ -129,7 +129,7 @@ def _join(parts: list[nn.Module], prepack: bool, unpack: bool) -> nn.Module | No
     # One product over the joined rows; None where the parts are not of one kind.
     quantized = [part for part in parts if isinstance(part, QuantizedLinear)]
     plain = [part for part in parts if isinstance(part, nn.Linear)]
-    biases = [part.bias for part in (*quantized, *plain) if part.bias is not None]
+    biases = [b for b in (*(p.bias for p in quantized), *(p.bias for p in plain)) if b is not None]
     if len(biases) not in (0, len(parts)):
         return None
     bias = torch.cat(biases) if biases else None
