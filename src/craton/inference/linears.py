@@ -129,7 +129,8 @@ def _join(parts: list[nn.Module], prepack: bool, unpack: bool) -> nn.Module | No
     # One product over the joined rows; None where the parts are not of one kind.
     quantized = [part for part in parts if isinstance(part, QuantizedLinear)]
     plain = [part for part in parts if isinstance(part, nn.Linear)]
-    biases = [b for b in (*(p.bias for p in quantized), *(p.bias for p in plain)) if b is not None]
+    found: list[Tensor | None] = [*(part.bias for part in quantized), *(part.bias for part in plain)]
+    biases = [bias for bias in found if bias is not None]
     if len(biases) not in (0, len(parts)):
         return None
     bias = torch.cat(biases) if biases else None
