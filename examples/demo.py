@@ -28,7 +28,9 @@ def docstrings() -> dict[str, str]:
     passages = {}
     for module in map(importlib.import_module, MODULES):
         for name, thing in vars(module).items():
-            if not name.startswith("_") and callable(thing) and getattr(thing, "__module__", "") == module.__name__:
+            # Some modules are written in C: bisect.insort says that it is from _bisect.
+            home = (getattr(thing, "__module__", None) or "").removeprefix("_")
+            if not name.startswith("_") and callable(thing) and home == module.__name__:
                 paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0]
                 if len(paragraph) > 20:
                     passages[f"{module.__name__}.{name}"] = f"{module.__name__}.{name}: {paragraph[:600]}"
@@ -67,7 +69,8 @@ def search() -> None:
     for query in SEARCHES:
         scores = vectors @ model.embed(query)[0]
         best = int(scores.argmax())
-        print(f"\n› {query}\n  {names[best]}  (cosine {float(scores[best]):.2f})")
+        first_line = texts[best].partition(": ")[2].splitlines()[0]
+        print(f"\n› {query}\n  {names[best]}  (cosine {float(scores[best]):.2f})\n  {first_line}")
 
 
 if __name__ == "__main__":

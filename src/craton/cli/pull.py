@@ -41,7 +41,7 @@ def pull(
         )
         return
     if model.is_new:
-        place = f"read in place from {model.path}" if model.in_place else f"{len(model.files)} files"
+        place = f"read in place from {model.path}" if model.in_place else "fetched and checked"
         stderr.print(f"[bold]{stderr.escape(model.id)}[/]  {size(model.size)}, {stderr.escape(place)}")
     else:
         stderr.print(f"[bold]{stderr.escape(model.id)}[/] is here already, unchanged")
