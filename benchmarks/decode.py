@@ -41,6 +41,8 @@ from typing import Any
 from contenders.worker import BENCHMARKS, WARMUP_STEPS, Worker, environment
 from harness import Case, ContenderError, Document, case, interleave, machine, parser, read_bandwidth, report
 
+from craton.errors import UsageError
+
 PACKAGES = ("craton", "torch", "transformers", "llama-cpp-python")
 MODEL = "smollm2-135m-instruct"
 AS_PUBLISHED = "q4_1"  # the kind of its file; the others are made from it
@@ -132,11 +134,16 @@ def main() -> None:
 
 
 def published_file(name: str) -> Path:
-    """The GGUF file of a stored model or a path."""
+    """The GGUF file of a stored model or a path. Raises UsageError if its weights are not of the kind AS_PUBLISHED."""
+    from craton.checkpoints.checkpoint import Checkpoint
     from craton.store import find
 
     path = find(name).path
-    return path if path.suffix == ".gguf" else next(path.glob("*.gguf"))
+    if AS_PUBLISHED.upper() not in Checkpoint.open(path).quantized_kinds():
+        raise UsageError(
+            f"{name} is not a {AS_PUBLISHED.upper()} GGUF model", remedy=f"leave out --model: {MODEL} is one"
+        )
+    return path
 
 
 def measure(published: Path, scope: Scope, folder: Path) -> dict[str, Case]:

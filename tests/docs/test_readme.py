@@ -34,7 +34,7 @@ def transcript() -> list[tuple[str, list[str], list[str]]]:
 @pytest.mark.parametrize(("command", "typed", "shown"), transcript(), ids=lambda value: str(value)[:40])
 def test_a_command_of_the_readme(command, typed, shown, smollm2_gguf, minilm_folder, tmp_path):
     program = f"{shlex.quote(sys.executable)} -m craton.cli"
-    line = re.sub(r"\bcraton\b(?= [a-z])", lambda _: program, command).replace("/tmp/", f"{tmp_path}/")
+    line = re.sub(r"\bcraton\b(?= [a-z])", lambda _: program, command.replace("/tmp/", f"{tmp_path}/"))
     done = subprocess.run(
         ["bash", "-c", line], input="\n".join(typed), capture_output=True, text=True, timeout=120, env=dict(os.environ)
     )
