@@ -1,4 +1,4 @@
-# make demo: a real model answers. make test: the fast tests. Both begin with make setup.
+# make demo: real models answer and are compared (ARGS=--full: on the whole library). make test: the fast tests. Both begin with make setup.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -21,7 +21,7 @@ setup: .venv/installed
 	@touch $@
 
 demo: setup
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: setup .venv/installed-dev
 	$(PYTEST) -m "not slow and not network and not gpu"

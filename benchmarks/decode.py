@@ -11,11 +11,13 @@ Cases
 KIND is the form of the weights: q4_1 (SmolLM2-135M-Instruct as published, embedding and head in 8 bits), and the same
 weights rewritten as q4_0, q8_0 and bf16. Craton and llama.cpp read the same GGUF file. transformers has no packed
 weights, and its work does not depend on the kind: it runs the dequantised weights in fp32 and in bf16, and its better
-figure stands beside every kind.
+figure stands beside every kind. 1b-q4_0 is a model of Llama-3.2-1B's shape with random weights in 4 bits, in a GGUF
+file that Craton and llama.cpp read: there the memory's speed decides, not what happens between two reads.
 
 How the figures are made
     Every contender is a process of its own, loaded once and driven one at a time. A decode turn goes back to the
-    prompt, writes 4 tokens to warm up and then 32 (8 each in a batch of 8) against the clock. Turns interleave
+    prompt, writes 4 tokens to warm up and then 32 (8 each in a batch of 8, 4 in one of 16)
+    against the clock. Turns interleave
     (A B C A B C ...); the figure is the median of the rounds. Craton runs through its engine, so its figures include
     choosing the token and making text of it; the peers run their bare forward pass, which is their best case:
     transformers without `generate`, choosing the likeliest token; llama.cpp without a sampler.
@@ -33,7 +35,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,9 +65,17 @@ class Scope:
     steps: Mapping[int, int]
     processes: bool  # the cases of whole processes: memory and start
     threads: tuple[int, ...] = (1, 2)
+    large: str | None = None  # the form of the random model of a billion weights
 
 
-FULL = Scope((AS_PUBLISHED, "q4_0", "q8_0", "bf16"), (32, 512), rounds=7, steps={1: 32, 8: 8}, processes=True)
+FULL = Scope(
+    (AS_PUBLISHED, "q4_0", "q8_0", "bf16"),
+    (32, 512),
+    rounds=7,
+    steps={1: 32, 8: 8, 16: 4},
+    processes=True,
+    large="q4_0",
+)
 QUICK = Scope((AS_PUBLISHED, "bf16"), (32,), rounds=3, steps={1: 12, 8: 4}, processes=False)
 
 
@@ -168,6 +178,8 @@ def measure(published: Path, scope: Scope, folder: Path) -> dict[str, Case]:
         if scope.processes:
             cases |= memory_cases(race, scope)  # first: nothing else has made the processes grow
         cases |= speed_cases(race, scope)
+    if scope.large is not None:
+        cases |= large_cases(published, scope, scope.large, folder)
     if scope.processes:
         cases |= start_cases(published, plain)
     order = ("decode", "prefill", "memory", "start")
@@ -194,6 +206,20 @@ def speed_cases(race: Race, scope: Scope) -> dict[str, Case]:
                     if batch == 1:
                         cases[f"prefill/{kind}/{setting}"] = race.case(read, kind, "tokens/s")
     return cases
+
+
+def large_cases(published: Path, scope: Scope, form: str, folder: Path) -> dict[str, Case]:
+    """The speed of a model of a billion random weights, beside llama.cpp alone."""
+    from contenders.weights import random_file
+
+    kind = f"1b-{form}"
+    path = str(random_file(published, form, folder))
+    with (
+        Worker("craton_engine", path=path, threads=scope.threads[-1]) as ours,
+        Worker("llama_cpp_model", path=path) as llama,
+    ):
+        race = Race({(OURS, kind): ours, (LLAMA, kind): llama})
+        return speed_cases(race, replace(scope, kinds=(kind,), prompts=scope.prompts[:1], rounds=3, steps={1: 8}))
 
 
 def memory_cases(race: Race, scope: Scope) -> dict[str, Case]:

@@ -80,6 +80,8 @@ def render_table(document: Document) -> str:
 
     Cases that differ only in their threads share a row: "31 / 58" is one figure with 1 thread and one with 2.
     """
+    if not document["cases"]:
+        return "Not measured: what it needs was not at hand."
     peers = peer_names(document)
     rows: dict[str, list[Case]] = {}
     threads: dict[str, None] = {}
@@ -91,7 +93,7 @@ def render_table(document: Document) -> str:
         "|---|---|" + "---:|" * (1 + 2 * len(peers)),
     ]
     for name, cases in rows.items():
-        cells = [name, cases[0]["unit"], _joined(number(one["ours"]) for one in cases)]
+        cells = [name, cases[0]["unit"], _joined(_our_cell(one) for one in cases)]
         cells += [_joined(_peer_cell(one, peer) for one in cases) for peer in peers]
         cells += [_joined(_ratio_cell(one, peer) for one in cases) for peer in peers]
         lines.append("| " + " | ".join(cells) + " |")
@@ -104,6 +106,12 @@ def render_table(document: Document) -> str:
         notes.append(f"Figures with {' / '.join(threads)} threads; medians of interleaved rounds.")
     notes += [f"{peer} is absent: {reason}." for peer, reason in absences(document)]
     return "\n".join([*lines, "", " ".join(notes)])
+
+
+def _our_cell(one: Case) -> str:
+    # Beside peers a row says enough; where there are none, the limit is what it is compared with.
+    alone = "of_limit" in one and not one["peers"]
+    return number(one["ours"]) + (f" ({one['of_limit']:.0%} of {number(one['limit'])})" if alone else "")
 
 
 def _peer_cell(one: Case, peer: str) -> str:

@@ -1,44 +1,23 @@
-"""What Craton does, on real input: a chat model answers, and an encoder finds documentation. `make demo` runs it."""
+"""What Craton does, on real input: a chat model answers, and then the question that every owner of a model asks is
+decided by measurement: prompt, retrieve or fine-tune? `make demo` runs it; `--full` asks about the whole library."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import subprocess
+import sys
 import time
 
 import craton
 from craton import store
+from craton.compare.library_task import NAME, SMALL_NAME
 
-QUESTIONS = [
-    "What is the capital of France?",
-    "Write one sentence about the ocean.",
-    "Why is the sky blue?",
-]
-MODULES = ["bisect", "calendar", "collections", "csv", "difflib", "fnmatch", "functools", "glob", "gzip", "hashlib"]
-MODULES += ["heapq", "itertools", "json", "random", "re", "shutil", "statistics", "string", "textwrap", "zipfile"]
-SEARCHES = [
-    "How do I keep a sorted list sorted when I insert into it?",
-    "remember the results of earlier calls of a function",
-    "make a whole directory tree disappear",
-]
-
-
-def docstrings() -> dict[str, str]:
-    """The first paragraph of every documented function and class of some standard modules."""
-    passages = {}
-    for module in map(importlib.import_module, MODULES):
-        for name, thing in vars(module).items():
-            # Some modules are written in C: bisect.insort says that it is from _bisect.
-            home = (getattr(thing, "__module__", None) or "").removeprefix("_")
-            if not name.startswith("_") and callable(thing) and home == module.__name__:
-                paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0]
-                if len(paragraph) > 20:
-                    passages[f"{module.__name__}.{name}"] = f"{module.__name__}.{name}: {paragraph[:600]}"
-    return passages
+QUESTIONS = ["What is the capital of France?", "Write one sentence about the ocean."]
+# Small enough for a few minutes on two cores; without --full, also fewer candidates and one seed.
+SMALL = ["--seeds", "1", "--trials", "5", "--minutes", "1"]
 
 
 def chat() -> None:
-    """Three questions, answered as they come."""
+    """Questions, answered as they come."""
     started = time.perf_counter()
     model = craton.load("smollm2-135m-instruct")
     print(f"{model.name}, loaded in {time.perf_counter() - started:.1f} s")
@@ -55,26 +34,15 @@ def chat() -> None:
         )
 
 
-def search() -> None:
-    """The nearest docstring to each question, by cosine."""
-    model = craton.load("minilm-l6-v2")
-    passages = docstrings()
-    names, texts = list(passages), list(passages.values())
-    started = time.perf_counter()
-    vectors = model.embed(texts)
-    seconds = time.perf_counter() - started
-    print(f"\n{model.name}: {len(texts)} docstrings of the standard library in {seconds:.1f} s")
-    for decision in model.plan.decisions:
-        print(f"  {decision}")
-    for query in SEARCHES:
-        scores = vectors @ model.embed(query)[0]
-        best = int(scores.argmax())
-        first_line = texts[best].partition(": ")[2].splitlines()[0]
-        print(f"\n› {query}\n  {names[best]}  (cosine {float(scores[best]):.2f})\n  {first_line}")
+def compare(full: bool) -> int:
+    """Questions about the Python standard library against its docstrings (the rule: craton.compare.library_task)."""
+    words = ["compare", NAME if full else SMALL_NAME, *([] if full else SMALL), "--apply"]
+    print(f"\n$ craton {' '.join(words)}", flush=True)
+    return subprocess.run([sys.executable, "-m", "craton.cli", *words], check=False).returncode
 
 
 if __name__ == "__main__":
     for name in ("smollm2-135m-instruct", "minilm-l6-v2"):
         store.pull(name)
     chat()
-    search()
+    sys.exit(compare("--full" in sys.argv))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from craton import store
 from craton.errors import CratonError
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so, and the programs that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The consoles are made while no test has set a width: they keep the one that they find, and else look anew each time.
+os.environ.pop("COLUMNS", None)
+importlib.import_module("craton.cli.terminal")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -38,3 +49,29 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return SHARED_DATA
+
+
+TINY_WORDS = "the code of a is red blue green zim zam zum what text class answer question document number word small "
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A language model with random weights and a chat template; it also serves as an encoder."""
+    from craton.checkpoints.families.llama import LLAMA
+    from craton.checkpoints.save import save_checkpoint
+    from craton.modalities.text.tokenizer_training import TokenizerSettings, train_tokenizer
+    from craton.models import build
+    from craton.models.initialisation import initialise
+    from craton.pretraining.architecture import causal_config
+    from craton.pretraining.sizing import SizeOverrides, size
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = train_tokenizer([TINY_WORDS * 20 + "user assistant system"], TokenizerSettings(vocab=360))
+    shape = SizeOverrides(width=64, layers=2, heads=2, kv_heads=1, hidden=128)
+    config = causal_config(
+        size("0.1m", vocab=tokenizer.vocab_size, context=512, overrides=shape), tokenizer.vocab_size, 512
+    )
+    model = build(config)
+    initialise(model, 0)
+    save_checkpoint(model, LLAMA, folder, tokenizer=tokenizer)
+    return folder

@@ -6,6 +6,8 @@ from typing import Any
 
 from contenders.worker import serve
 
+MOST_SEQUENCES = 16  # of a batch; the engine of `craton.load` runs fewer at once
+
 
 class CratonEngine:
     """A GGUF file in Craton's engine."""
@@ -22,7 +24,7 @@ class CratonEngine:
         self.facts: dict[str, Any] = {
             "setting": self._model.plan.kernel,
             "weight_bytes": weight_bytes,
-            "cache_bytes_per_token": sum(sizes) * self._model.plan.dtype.itemsize,
+            "cache_bytes_per_token": sum(sizes) * self._model.engine.cache.keys[0].dtype.itemsize,
         }
 
     def _load(self, threads: int) -> None:
@@ -30,7 +32,9 @@ class CratonEngine:
 
         self._threads = threads
         self._generations: list[Any] = []
-        self._model = craton.load(self._path, threads=threads)
+        # A step is a token: what guessing ahead gains is benchmarks/speculation.py's to say.
+        self._model = craton.load(self._path, threads=threads, speculate="off")
+        self._model.engine._slots = MOST_SEQUENCES
         self._model.tokenizer.eos_ids = ()  # no answer ends before it is told to
 
     def use_threads(self, threads: int) -> None:

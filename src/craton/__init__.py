@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from craton.errors import CratonError
 
 if TYPE_CHECKING:
-    from craton.inference.model import Model, load
+    from craton.finetuning.loading import load
+    from craton.inference.model import Model
 
 __version__ = "0.1.0"
 __all__ = ["CratonError", "Model", "__version__", "load"]
@@ -20,8 +21,12 @@ __all__ = ["CratonError", "Model", "__version__", "load"]
 
 def __getattr__(name: str) -> object:
     # `import craton` and `craton --help` must not pay for torch: what needs it is imported on first use.
-    if name in ("load", "Model"):
-        from craton.inference import model
+    if name == "load":
+        from craton.finetuning.loading import load
 
-        return getattr(model, name)
+        return load
+    if name == "Model":
+        from craton.inference.model import Model
+
+        return Model
     raise AttributeError(f"module 'craton' has no attribute {name!r}")

@@ -91,6 +91,18 @@ class DownloadError(CratonError):
     code = "download"
 
 
+class DataError(CratonError):
+    """Training data that cannot be used: wrong keys, mixed schemas, bad encoding, nothing to train on."""
+
+    code = "bad_data"
+
+
+class TrainingError(CratonError):
+    """A run that must not go on: loss or gradient not finite, or a checkpoint that does not belong to it."""
+
+    code = "training"
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str | None:
     """The known names nearest to `name`, as "'a' or 'b'", or None if nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from craton.checkpoints.int_weight import IntWeight
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
 from craton.modalities.text.token_pieces import byte_level_alphabet
 
@@ -63,3 +64,25 @@ def byte_tokenizer() -> Tokenizer:
             "tokenizer.ggml.padding_token_id": 259,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def round_weight() -> Callable[..., IntWeight]:
+    """round_weight(weight_OI, bits, group, symmetric): to the nearest of evenly spaced values in each group."""
+
+    def make(weight_OI: Tensor, bits: int = 4, group: int = 32, symmetric: bool = True) -> IntWeight:
+        rows, columns = weight_OI.shape
+        lowest, highest = -(1 << bits - 1), (1 << bits - 1) - 1
+        groups = weight_OI.float().reshape(rows, -1, min(group, columns))
+        if symmetric:
+            scales_OG, zeros_OG = (groups.abs().amax(2) / highest).half(), None
+            codes = groups / scales_OG.float()[:, :, None]
+        else:
+            low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+            scales_OG = ((high - low) / (highest - lowest)).half()
+            zeros_OG = (lowest - low / scales_OG.float()).round().clamp(lowest, highest).to(torch.int8)
+            codes = groups / scales_OG.float()[:, :, None] + zeros_OG[:, :, None]
+        codes_OI = codes.round().clamp(lowest, highest).to(torch.int8).reshape(rows, columns)
+        return IntWeight(bits, group, codes_OI, scales_OG, zeros_OG)
+
+    return make

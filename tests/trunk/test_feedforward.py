@@ -137,3 +137,79 @@ def test_gradients_reach_the_router_and_every_chosen_expert():
     layer(x).square().sum().backward()
     assert x.grad.abs().min() > 0
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+def expert_by_expert(layer, x_TD):
+    """One expert after another, each for the tokens that chose it."""
+    weights_TA, chosen_TA = layer.route(x_TD)
+    out_TD = torch.zeros_like(x_TD)
+    for number, expert in enumerate(layer.experts):
+        weight_T1 = (weights_TA * (chosen_TA == number)).sum(-1, keepdim=True)
+        out_TD = out_TD + expert(x_TD) * weight_T1.to(x_TD.dtype)
+    return out_TD if layer.shared is None else out_TD + layer.shared(x_TD)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("shared", [None, FeedForwardConfig(hidden=5, activation="gelu")])
+def test_outputs_and_gradients_are_those_of_one_expert_after_another(skewed, shared):
+    layer = make_experts(score="sigmoid", bias=True, shared=shared).double().requires_grad_(True)
+    layer.router_bias.requires_grad_(False)
+    if skewed:
+        layer.router_bias[:3] += 100.0  # nothing is left for the other five
+    x = tokens(40).double().requires_grad_(True)
+    upstream = tokens(40, seed=1).double()
+    results = []
+    for run in (layer, lambda x: expert_by_expert(layer, x)):
+        layer.zero_grad()
+        x.grad = None
+        out = run(x)
+        out.backward(upstream)
+        trained = [(name, p.grad.clone()) for name, p in layer.named_parameters() if p.requires_grad]
+        results.append([("out", out.detach()), ("x", x.grad), *trained])
+    for (name, ours), (_, theirs) in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zeros_and_does_not_run_where_none_are_taken():
+    layer = make_experts(per_token=1, score="sigmoid", bias=True).requires_grad_(True)
+    layer.router_bias.requires_grad_(False).fill_(0.0)[5] = 100.0
+    calls = []
+    for number, expert in enumerate(layer.experts):
+        expert.register_forward_hook(lambda *_, number=number: calls.append(number))
+    layer(tokens(6)).sum().backward()
+    assert calls == list(range(8))
+    assert all(p.grad is not None and p.grad.any() == (n == 5) for n in range(8) for p in layer.experts[n].parameters())
+    calls.clear()
+    with torch.inference_mode():
+        layer(tokens(6))
+    assert calls == [5]
+
+
+def test_in_training_the_load_is_counted_until_it_is_taken():
+    layer = make_experts()
+    x = tokens(30)
+    expected = torch.bincount(layer.route(x)[1].flatten(), minlength=8)
+    layer(x)
+    assert layer.load_E is None
+    layer.train()
+    layer(x)
+    layer(x)
+    assert torch.equal(layer.load_E, 2 * expected)
+    assert not any("load" in name for name in layer.state_dict())
+
+
+def test_any_linear_shaped_module_may_stand_in_an_expert():
+    layer = make_experts()
+    x = tokens(30)
+    expected = layer(x)
+
+    class Slow(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.columns = linear.weight.T.tolist()
+
+        def forward(self, x_TD):
+            return x_TD @ torch.tensor(self.columns)
+
+    layer.experts[3].down = Slow(layer.experts[3].down)
+    torch.testing.assert_close(layer(x), expected)

@@ -17,6 +17,7 @@ from craton.trunk import (
     RotaryScaling,
     TrunkConfig,
 )
+from craton.trunk.attention import attend
 from craton.trunk.layout import Layout
 from craton.trunk.trunk import sequence_layout
 
@@ -37,25 +38,25 @@ def make_layout(segments, cache=None):
 
 
 def shape(group):
-    return (group.rows.start, group.rows.stop, group.size, group.starts)
+    return (group.size, group.starts)
 
 
 def test_without_segments_all_rows_are_one():
     layout = Layout(torch.arange(5), None, None, torch.float32)
-    assert [shape(group) for group in layout.groups] == [(0, 5, 5, [0])]
+    assert [shape(group) for group in layout.groups] == [(5, [0])]
 
 
 def test_neighbours_of_equal_length_are_one_group():
     layout = make_layout([7, 7, 3, 3, 9, 4, 4, 4])
-    assert [shape(group) for group in layout.groups] == [(0, 4, 2, [0, 0]), (4, 5, 1, [0]), (5, 8, 3, [0])]
+    assert [shape(group) for group in layout.groups] == [(2, [0, 0]), (1, [0]), (3, [0])]
 
 
 def test_with_a_cache_only_neighbouring_slots_are_one_group():
     layout = make_layout([0, 1, 3, 2], make_cache(5, 6, 7, 8))
     assert [(shape(g), g.slots) for g in layout.groups] == [
-        ((0, 2, 1, [5, 6]), slice(0, 2)),
-        ((2, 3, 1, [8]), slice(3, 4)),
-        ((3, 4, 1, [7]), slice(2, 3)),
+        ((1, [5, 6]), slice(0, 2)),
+        ((1, [8]), slice(3, 4)),
+        ((1, [7]), slice(2, 3)),
     ]
 
 
@@ -136,3 +137,35 @@ def test_each_sequence_has_the_longrope_factors_of_its_own_length(held):
     factors = torch.tensor([[1.0, 2.0]] * 2 + [[3.0, 5.0]] * (5 - held))
     angles = positions[:, None] * frequencies / factors
     torch.testing.assert_close(rotary.cos[:, 0], torch.cat((angles, angles), -1).cos())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cuts=st.lists(st.lists(st.integers(1, 7), min_size=0, max_size=3), min_size=1, max_size=3),
+    mask=st.sampled_from(["causal", "full"]),
+    window=st.none() | st.integers(1, 9),
+)
+def test_rows_of_documents_see_what_the_same_documents_see_alone(cuts, mask, window):
+    row, segments, positions, number = 8, [], [], 0
+    for lengths in cuts:
+        borders = sorted({min(row, sum(lengths[: i + 1])) for i in range(len(lengths))} | {row})
+        for first, last in zip([0, *borders[:-1]], borders, strict=True):
+            segments += [number] * (last - first)
+            positions += range(last - first)
+            number += 1
+    attention = AttentionConfig(heads=2, kv_heads=1, head_size=4, mask=mask, window=window)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(len(segments), heads, 4, generator=generator) for heads in (2, 1, 1))
+    tensors = torch.tensor(positions), torch.tensor(segments)
+    in_rows = Layout(*tensors, None, torch.float32, row)
+    assert len(in_rows.groups) == 1
+    together = attend(attention, q, k, v, in_rows, 0)
+    alone = attend(attention, q, k, v, Layout(*tensors, None, torch.float32), 0)
+    torch.testing.assert_close(together, alone)
+
+
+def test_rows_of_one_document_each_need_no_mask():
+    layout = Layout(torch.arange(8) % 4, torch.tensor([0] * 4 + [1] * 4), None, torch.float32, row=4)
+    view = layout.groups[0].view(ATTENTION)
+    assert view.causal
+    assert view.mask is None

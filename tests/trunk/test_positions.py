@@ -148,3 +148,13 @@ def test_longrope_looks_at_the_length_of_each_tokens_own_sequence():
     rotated = rotate(RotaryConfig(dims=4, scaling=scaling), x, [6, 6, 3], lengths=[8, 9, 8])
     torch.testing.assert_close(rotated[0], 1.5 * rotate(RotaryConfig(dims=4), x[:1], [6])[0])
     torch.testing.assert_close(rotated[1], rotated[2])  # 6 / 2 = 3
+
+
+def test_half_precision_tables_come_from_fp32_angles():
+    config, positions = RotaryConfig(dims=8, theta=500_000.0), torch.tensor([0, 1, 4097, 131_071])
+    half = Rotary(config, positions, positions + 1, torch.bfloat16)
+    angles = positions.double()[:, None] * (500_000.0 ** (-torch.arange(0, 8, 2).double() / 8))
+    expected = torch.cat((angles, angles), -1).cos()
+    assert (half.cos[:, 0].double() - expected).abs().max() < 2**-8  # the rounding of bfloat16 and no more
+    # In bfloat16 the position itself would be lost: 4097 and 4096 are one number there.
+    assert torch.tensor(4097.0).bfloat16() == 4096

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from craton.checkpoints.families import family_of
+from craton.checkpoints.families import family_of, masked_lm_family
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.finite import is_finite
+from craton.checkpoints.gguf import GGMLType
 from craton.checkpoints.gguf_model import open_gguf_model, read_gguf_pooling
 from craton.checkpoints.names import Entry
+from craton.checkpoints.packed_source import open_packed
 from craton.checkpoints.pooling import read_pooling
+from craton.checkpoints.repack import repack, repacked_as
 from craton.checkpoints.safetensors import TensorFolder, open_weights
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor, Weight, WeightSource
 from craton.errors import CheckpointError, FileFormatError
@@ -28,6 +31,7 @@ from craton.modalities.text import Tokenizer, tokenizer_from_gguf
 from craton.models import AnyModel, ModelConfig, PoolingConfig, build
 from craton.trunk import replace_linears
 
+PACKING_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in older files
 SHOWN = 5  # names listed in an error before "and N more"
 
 
@@ -53,8 +57,9 @@ class SafetensorsSource:
 class Checkpoint:
     """A published checkpoint, opened and understood but not loaded.
 
-    hf: its config.json (made from the metadata for GGUF). config: the same in our terms. metadata: GGUF's, or empty.
-    pooling: what a sentence encoder's files say, if they say anything.
+    hf: its config.json (made from the metadata for GGUF) without what it says of packed weights, which `source` knows.
+    config: the same in our terms. metadata: GGUF's, or empty. pooling: what a sentence encoder's files say, if they say
+    anything. int8_activations: whether the inputs of packed layers are meant to be rounded to 8 bits, token by token.
     """
 
     path: Path
@@ -64,6 +69,7 @@ class Checkpoint:
     source: WeightSource
     metadata: Mapping[str, Any]
     pooling: PoolingConfig | None
+    int8_activations: bool = False
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -72,19 +78,46 @@ class Checkpoint:
         Raises FileFormatError for files that are damaged or refused, CheckpointError for an unknown architecture.
         """
         path = Path(path)
+        if (path / "adapter_config.json").is_file():
+            raise CheckpointError(
+                "this is an adapter, which needs its base model",
+                where=str(path),
+                remedy=f"merge it into a model of its own: craton merge {path} --name NAME",
+            )
         metadata: Mapping[str, Any] = {}
         source: WeightSource
+        int8_activations = False
         if path.suffix == ".gguf":
             hf, source, metadata = open_gguf_model(path)
             where, pooling = str(path), read_gguf_pooling(metadata)
         else:
-            source = SafetensorsSource(open_weights(path))
+            weights = open_weights(path)
             folder = path if path.is_dir() else path.parent
             hf, pooling = read_json(folder / "config.json"), read_pooling(folder)
             where = str(folder / "config.json")
+            packing = [hf.pop(key) for key in PACKING_KEYS if hf.get(key) is not None]
+            if packing:
+                source, int8_activations = open_packed(weights, packing[0], where)
+            else:
+                source = SafetensorsSource(weights)
         family = family_of(hf, where)
         config = family.config(Keys(hf, where, frozenset(source.shapes)))
-        return cls(path, hf, family, config, source, metadata, pooling)
+        return cls(path, hf, family, config, source, metadata, pooling, int8_activations)
+
+    def as_masked_lm(self) -> Checkpoint:
+        """A masked language model's files read with the head that an encoder leaves in them.
+
+        Raises CheckpointError for a checkpoint that has none.
+        """
+        family, architecture = masked_lm_family(self.family), self.hf["architectures"][0]
+        if architecture not in family.architectures:
+            raise CheckpointError(
+                f"{architecture} has no masked-language-model head",
+                where=str(self.path),
+                remedy=f"take a checkpoint that is published as {family.architectures[0]}",
+            )
+        config = family.config(Keys(self.hf, str(self.folder / "config.json"), frozenset(self.source.shapes)))
+        return replace(self, family=family, config=config)
 
     @property
     def folder(self) -> Path:
@@ -94,6 +127,11 @@ class Checkpoint:
     def quantized_kinds(self) -> frozenset[str]:
         """The block formats of its matrices ("Q4_0", ...); empty for a checkpoint of plain numbers."""
         return frozenset(kind for kind in self.source.kinds.values() if kind.startswith("Q"))
+
+    def packed_kinds(self) -> frozenset[str]:
+        """The block formats of its matrices where it is loaded `packed`."""
+        kinds = repacked_as(self.source.kinds, self.source.shapes)
+        return frozenset(kinds[kind].name if kind in kinds else kind for kind in self.quantized_kinds())
 
     def stored_kind(self) -> str:
         """The format that holds most of its numbers."""
@@ -109,7 +147,10 @@ class Checkpoint:
         return Tokenizer.from_folder(self.folder)
 
     def load(self, dtype: torch.dtype, *, packed: bool = False) -> AnyModel:
-        """The model with its weights in `dtype`; with `packed`, block-quantised matrices stay as the file holds them.
+        """The model with its weights in `dtype`; with `packed`, block-quantised matrices stay so.
+
+        They are as the file holds them, or in the nearest format that has a kernel where that costs next to nothing
+        (see `repack`).
 
         Raises CheckpointError naming missing, surplus or misshapen tensors, and tensors that hold NaN or infinity.
         """
@@ -118,10 +159,11 @@ class Checkpoint:
         self._check_names(entries, names)
         model = self._skeleton()
         self._check_shapes(entries, names, model)
+        forms = repacked_as(self.source.kinds, self.source.shapes) if packed else None
         quantized: dict[str, QuantizedTensor] = {}
         state: dict[str, Tensor] = {}
         for entry in entries:
-            weights = self._converted(entry, names, packed)
+            weights = self._converted(entry, names, forms)
             for name, weight in zip(entry.ours, weights, strict=True):
                 if isinstance(weight, QuantizedTensor):
                     quantized[name] = weight
@@ -193,12 +235,16 @@ class Checkpoint:
         tied_head = getattr(self.config, "tied", False) and name == "lm_head.weight"
         return tied_head or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
 
-    def _converted(self, entry: Entry, names: Mapping[str, str], packed: bool) -> list[Weight]:
+    def _converted(self, entry: Entry, names: Mapping[str, str], forms: Mapping[str, GGMLType] | None) -> list[Weight]:
+        # forms: see `repacked_as`; None if everything is to be unpacked.
         weights = []
         for name in entry.theirs:
             weight = self.source.weight(names[name])
-            if isinstance(weight, QuantizedTensor) and not (packed and entry.by_rows and len(weight.shape) == 2):
-                weight = weight.dequantize()
+            if isinstance(weight, QuantizedTensor):
+                if forms is None or not entry.by_rows or len(weight.shape) != 2:
+                    weight = weight.dequantize()
+                elif weight.kind.name in forms:
+                    weight = repack(weight, forms[weight.kind.name])
             if not is_finite(weight):
                 raise CheckpointError(
                     f"tensor {names[name]!r} holds NaN or infinite values",

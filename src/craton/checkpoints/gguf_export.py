@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import isclose
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,18 +30,31 @@ from craton.checkpoints.gguf import (
 )
 from craton.checkpoints.gguf_architectures import ARCHITECTURES
 from craton.checkpoints.gguf_model import POOLING_MODES, Metadata, read_config
+from craton.checkpoints.gguf_quantized import quantized_tensor
 from craton.checkpoints.gguf_rotary import Factors, write_rope
 from craton.checkpoints.gguf_table import Architecture
+from craton.checkpoints.int_weight import IntWeight
 from craton.checkpoints.names import Entry
 from craton.errors import CheckpointError, UnknownName
 from craton.modalities.text import Tokenizer, gguf_metadata_from_tokenizer
 from craton.modalities.text.gguf_export import GGUF_TYPES
 from craton.models import AnyModel, EncoderConfig, ModelConfig, PoolingConfig
 
-GGUFKind = Literal["F16", "BF16", "Q8_0", "Q4_0"]
+GGUFKind = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0"]
 
-FILE_TYPES: Mapping[GGUFKind, int] = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # `general.file_type`
+FILE_TYPES: Mapping[str, int] = {  # `general.file_type`, by the kind of most matrices
+    "F16": 1,
+    "BF16": 32,
+    "Q8_0": 7,
+    "Q6_K": 18,
+    "Q4_K": 14,
+    "Q4_1": 3,
+    "Q4_0": 2,
+}
 ENDS = ("token_embd.weight", "output.weight")  # the matrices that suffer most from few bits
+END_TYPES = {"Q4_0": GGMLType.Q8_0, "Q4_1": GGMLType.Q8_0, "Q4_K": GGMLType.Q6_K}
+# For rows that are not whole blocks, what llama.cpp takes as well.
+NARROWER = {GGMLType.Q4_K: GGMLType.Q5_0, GGMLType.Q6_K: GGMLType.Q8_0}
 ALWAYS_F32 = re.compile(r".*ffn_gate_inp\.weight|position_embd\.weight|token_types\.weight")
 
 WRITERS = {
@@ -63,31 +77,39 @@ def save_gguf(
     kind: GGUFKind = "F16",
     *,
     pooling: PoolingConfig | None = None,
+    quantized: Mapping[str, IntWeight] | None = None,
+    ends: GGUFKind | None = None,
 ) -> Path:
     """Write `model` to the file `path`, its matrices as `kind`; vectors, positions and expert routers stay F32.
 
-    Q4_0 keeps the embedding and the head in Q8_0; rows that are not whole blocks become F16. pooling: how a sentence
-    encoder is to be read. What the file will say is read back before it is written, so that it never describes
-    another model than this one; the file replaces what was there once it is complete.
+    The embedding and the head keep more bits: Q8_0 in a file of Q4_0 or Q4_1, Q6_K in one of Q4_K. Rows that are not
+    whole blocks of 256 become Q5_0 instead of Q4_K and Q8_0 instead of Q6_K, those that are not of 32 become F16.
 
-    Raises CheckpointError for a model or a tokeniser that GGUF cannot describe and for weights that `kind` cannot
-    hold (NaN, infinite, too large), UnknownName for another kind, StoreError where the disk refuses.
+    ends: the kind of the embedding and the head, where it is not to follow from `kind`. quantized: by our names of
+    modules ("trunk.layers.0.attention.q"), weights that are integers already and go to the file as they are, whatever
+    `kind` is: up to 4 bits as Q4_0 or, with zeros, Q4_1, 8 bits as Q8_0 (see `int_blocks`; 8 bits with zeros have no
+    type and are rounded again). They are not read from the model and may lie on the meta device. pooling: how a
+    sentence encoder is to be read. What the file will say is read back before it is written, so that it never
+    describes another model than this one; the file replaces what was there once it is complete.
+
+    Raises CheckpointError for a model, a tokeniser or groups that GGUF cannot describe and for weights that `kind`
+    cannot hold (NaN, infinite, too large), UnknownName for another kind, StoreError where the disk refuses.
     """
-    if kind not in FILE_TYPES:
-        raise UnknownName("GGUF kind", kind, FILE_TYPES)
+    if kind not in get_args(GGUFKind):
+        raise UnknownName("GGUF kind", kind, get_args(GGUFKind))
     path = Path(path)
     hf = family.write_config(model.config)
     architecture = _architecture(hf["architectures"][0])
     settings = _settings(architecture, hf, pooling)
     rope, factors = _rope(model.config, architecture)
-    tensors = _tensors(model, family, architecture, hf, kind)
+    tensors = _tensors(model, family, architecture, hf, kind, quantized or {}, GGMLType[ends] if ends else None)
     for name, divisors in factors.items():
         blocks = partial(quantize, divisors[None], GGMLType.F32, name=name)
         tensors.append(TensorSource(name, divisors.shape, GGMLType.F32, blocks))
     metadata = {
         "general.architecture": string(architecture.name),
         "general.type": string("model"),
-        "general.file_type": u32(FILE_TYPES[kind]),
+        "general.file_type": u32(_file_type(tensors) if quantized else FILE_TYPES[kind]),
         "general.quantization_version": u32(2),
         **{f"{architecture.name}.{key}": value for key, value in {**settings, **rope}.items()},
     }
@@ -159,9 +181,17 @@ class _Part:
 
 
 def _tensors(
-    model: AnyModel, family: Family, architecture: Architecture, hf: Mapping[str, Any], kind: GGUFKind
+    model: AnyModel,
+    family: Family,
+    architecture: Architecture,
+    hf: Mapping[str, Any],
+    kind: GGUFKind,
+    quantized: Mapping[str, IntWeight],
+    ends: GGMLType | None,
 ) -> list[TensorSource]:
+    weights = {f"{name}.weight": weight for name, weight in quantized.items()}
     ours = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    ours |= {name: torch.empty(weight.shape, device="meta") for name, weight in weights.items()}
     outlines = {name: tensor.to("meta") for name, tensor in ours.items()}  # for shapes, without any work
     stacks: dict[str, dict[int, _Part]] = {}
     for part in _parts(family.entries(model.config)):
@@ -183,7 +213,10 @@ def _tensors(
 
     def source(inside: str) -> TensorSource:
         shape = tuple(tensor(inside, outlines).shape)
-        type = _type(inside, shape, kind)
+        parts = {name: weights.pop(name, None) for part in stacks[inside].values() for name in part.entry.ours}
+        if any(parts.values()):
+            return quantized_tensor(inside, shape, parts, partial(tensor, inside))
+        type = _type(inside, shape, kind, ends)
 
         def blocks() -> Any:
             values = tensor(inside, ours).float().cpu().contiguous().numpy()
@@ -191,7 +224,13 @@ def _tensors(
 
         return TensorSource(inside, shape, type, blocks)
 
-    return [source(inside) for inside in stacks]
+    sources = [source(inside) for inside in stacks]
+    if weights:
+        raise CheckpointError(
+            f"{next(iter(weights))!r} has no place of its own in a GGUF file of {architecture.hf_architectures[0]}",
+            remedy="a tied head is the embedding's matrix: quantise the embedding instead, or leave it as it is",
+        )
+    return sources
 
 
 def _parts(entries: list[Entry]) -> Iterator[_Part]:
@@ -200,11 +239,22 @@ def _parts(entries: list[Entry]) -> Iterator[_Part]:
             yield _Part(theirs, entry, index)
 
 
-def _type(inside: str, shape: tuple[int, ...], kind: GGUFKind) -> GGMLType:
+def _type(inside: str, shape: tuple[int, ...], kind: GGUFKind, ends: GGMLType | None) -> GGMLType:
     if len(shape) == 1 or ALWAYS_F32.fullmatch(inside):
         return GGMLType.F32
-    type = GGMLType.Q8_0 if kind == "Q4_0" and inside in ENDS else GGMLType[kind]
+    type = (ends or END_TYPES.get(kind, GGMLType[kind])) if inside in ENDS else GGMLType[kind]
+    if shape[-1] % type.block_size:
+        type = NARROWER.get(type, GGMLType.F16)
     return GGMLType.F16 if shape[-1] % type.block_size else type
+
+
+def _file_type(tensors: list[TensorSource]) -> int:
+    """Of a mixture: what most of its numbers are."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.type.name in FILE_TYPES:
+            sizes[tensor.type.name] += math.prod(tensor.shape)
+    return FILE_TYPES[sizes.most_common(1)[0][0]]
 
 
 def _vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, TypedValue]:
@@ -245,7 +295,7 @@ def _check_same(config: ModelConfig, read_back: ModelConfig, architecture: Archi
 def _difference(one: Any, other: Any, place: str = "") -> str | None:
     """Where two dumped configs differ by more than fp32 can tell."""
     if isinstance(one, float) and isinstance(other, float):
-        return None if isclose(one, other, rel_tol=1e-6) else place
+        return None if math.isclose(one, other, rel_tol=1e-6) else place
     if isinstance(one, tuple | list) and isinstance(other, tuple | list) and len(one) == len(other):
         one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

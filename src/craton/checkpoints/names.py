@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,10 +62,11 @@ def head_parts(theirs: str, ours: Sequence[str], heads: int) -> Entry:
     parts = len(ours)
 
     def load(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        split = tensors[0].unflatten(0, (heads, parts, -1))
-        return [split[:, part].flatten(0, 1).contiguous() for part in range(parts)]
+        rows_HPS = np.arange(tensors[0].shape[0]).reshape(heads, parts, -1)
+        # An array of row numbers, which block-quantised rows understand as well.
+        return [tensors[0][rows_HPS[:, part].reshape(-1)] for part in range(parts)]
 
     def save(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [torch.stack([t.unflatten(0, (heads, -1)) for t in tensors], 1).flatten(0, 2)]
 
-    return Entry((theirs,), tuple(ours), load, save, by_rows=False)
+    return Entry((theirs,), tuple(ours), load, save)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from craton.checkpoints.disk import disk_errors, replace_file
 from craton.checkpoints.families.family import Family
+from craton.checkpoints.names import Entry
 from craton.checkpoints.pooling import MODES as POOLING_MODES
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
@@ -34,32 +36,49 @@ def save_checkpoint(
 
     Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
     """
-    folder = Path(folder)
     ours = model.state_dict(keep_vars=False)
     theirs: dict[str, torch.Tensor] = {}
     for entry in family.entries(model.config):
-        missing = [name for name in entry.ours if name not in ours]
-        if missing:
-            raise CheckpointError(
-                f"{missing[0]!r} has no plain weight to save",
-                remedy="load the checkpoint with a floating-point dtype (dtype='float32') and save that",
-            )
-        theirs |= zip(entry.theirs, entry.save([ours[name] for name in entry.ours]), strict=True)
+        theirs |= plain_tensors(entry, ours)
     config = family.write_config(model.config)
     config["dtype"] = HF_DTYPES[next(iter(theirs.values())).dtype]
+    return write_folder(Path(folder), theirs, config, tokenizer=tokenizer, pooling=pooling)
+
+
+def plain_tensors(entry: Entry, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `entry` makes of our tensors, under the published names."""
+    missing = [name for name in entry.ours if name not in ours]
+    if missing:
+        raise CheckpointError(
+            f"{missing[0]!r} has no plain weight to save",
+            remedy="load the checkpoint with a floating-point dtype (dtype='float32') and save that",
+        )
+    return dict(zip(entry.theirs, entry.save([ours[name] for name in entry.ours]), strict=True))
+
+
+def write_folder(
+    folder: Path,
+    theirs: Mapping[str, torch.Tensor],
+    config: dict[str, Any],
+    *,
+    tokenizer: Tokenizer | None,
+    pooling: PoolingConfig | None,
+) -> Path:
+    """Write tensors and a config.json under their published names, and what goes with them, to `folder`."""
     with disk_errors(f"make the folder {folder.name}", folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", theirs)
     if tokenizer is not None:
-        config |= _save_tokenizer(tokenizer, folder)
+        config |= save_tokenizer(tokenizer, folder)
     if pooling is not None:
         _save_pooling(pooling, config["hidden_size"], folder)
     _save_json(folder / "config.json", config)
     return folder
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    # Gives the ids that config.json repeats.
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Write a tokeniser and its chat template to `folder`, which is there already; gives the ids that a model's
+    config.json repeats. Raises StoreError if the folder cannot be written."""
     replace_file(folder / "tokenizer.json", tokenizer.backend.to_str(pretty=True).encode())
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special_tokens}
     if tokenizer.chat_template is not None:

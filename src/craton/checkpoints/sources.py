@@ -27,13 +27,17 @@ HUB_PREFIX: Final = "hf:"
 
 
 class SourceKind(StrEnum):
-    """The five ways to say where a model is."""
+    """The five ways to say where a model is, and what is made here."""
 
     BUILTIN = "builtin"
     HUB = "hub"
     FOLDER = "folder"
     GGUF = "gguf"
     SAFETENSORS = "safetensors"
+    RUN = "run"  # a model's folder in the store
+    ADAPTER = "adapter"  # a PEFT folder in the store, of no use without its base
+    PROMPT = "prompt"  # a prompt file in the store
+    APPLICATION = "application"  # a model with the prompt, index and adapter that were found best for a task
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class BuiltIn:
     model_bytes: int
     location: str  # what a loader opens, relative to the model's folder: "." or a file
     licence: str
+    hub: str | None = None  # the hub's name of the same model, for model cards
 
 
 BUILT_IN: Final[dict[str, BuiltIn]] = {
@@ -80,6 +85,7 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
             model_bytes=98_362_432,
             location="SmolLM2-135M-Instruct.Q4_1.gguf",
             licence="Apache-2.0",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
         BuiltIn(
             name="minilm-l6-v2",
@@ -92,6 +98,7 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
             model_bytes=91_618_861,
             location=".",
             licence="Apache-2.0",
+            hub="sentence-transformers/all-MiniLM-L6-v2",
         ),
     )
 }
@@ -263,7 +270,7 @@ def _hub_fault(error: BaseException, repo: str, revision: str | None) -> Downloa
 
 def _reporting_bar(progress: Progress | None) -> type[Any]:
     """A progress bar class for the hub's library that draws nothing and reports bytes to `progress`."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
     class ReportingBar(tqdm):  # type: ignore[misc]
         most = 0  # bytes; several bars count the same download, and the one that is ahead is reported

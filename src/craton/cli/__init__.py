@@ -13,6 +13,10 @@ from craton import __version__
 from craton.errors import CratonError
 
 MODELS, TEXT = Group("Models", sort_key=1), Group("Text", sort_key=2)
+TRAINING = Group("Training", sort_key=3)
+ADAPTING = Group("Adapting and judging", sort_key=4)
+SHRINKING = Group("Making smaller and faster", sort_key=5)
+SERVING = Group("Serving", sort_key=6)
 
 app = App(
     name="craton",
@@ -30,28 +34,60 @@ for verb, group, line in (
     ("chat", TEXT, "Talk with a model."),
     ("generate", TEXT, "Continue a text, or a batch of them from JSON lines."),
     ("embed", TEXT, "Turn texts into vectors."),
+    ("tokenizer", TRAINING, "Train a tokeniser, measure it, extend a model's by a new language."),
+    ("data", TRAINING, "Look at data before a run, and prepare it."),
+    ("pretrain", TRAINING, "Train a model on text, from nothing or from another model."),
+    ("scaling", TRAINING, "Train a ladder of small models and foretell a larger one's loss."),
+    ("finetune", TRAINING, "Teach a model a task: chats, classes, vectors, preferences."),
+    ("merge", TRAINING, "Merge an adapter into its base model, or several models into one."),
+    ("compare", ADAPTING, "Prompt, retrieve or fine-tune? Measure the ways on your own task."),
+    ("prompt", ADAPTING, "Run prompt files, search for better ones, keep them in the store."),
+    ("index", ADAPTING, "Index documents for questions: add, update, show and remove."),
+    ("ask", ADAPTING, "Answer a question from indexed documents, each sentence with its quote."),
+    ("eval", ADAPTING, "Measure models on tasks, with intervals and paired tests."),
+    ("shrink", SHRINKING, "How small can it be for a task? A ladder of smaller models, measured."),
+    ("quantize", SHRINKING, "Store a model's weights in 8, 4, 3 or 2 bits."),
+    ("prune", SHRINKING, "Remove single weights, or layers, heads, channels and vocabulary."),
+    ("distill", SHRINKING, "Teach a smaller model what a larger one thinks of every token."),
+    ("convert", SHRINKING, "Give a model a longer context, sliding windows or experts."),
+    ("serve", SERVING, "Serve models over HTTP, for OpenAI's and Anthropic's clients."),
+    ("bench", SERVING, "Measure servers under load."),
+    ("runs", TRAINING, "List runs; show, compare, resume or remove them."),
 ):
-    module = {"list": "list_models", "rm": "remove"}.get(verb, verb)
+    module = {"list": "list_models", "rm": "remove", "eval": "evaluate"}.get(verb, verb)
     app.command(f"craton.cli.{module}:{module}", name=verb, help=line, group=group)
 
 
 def main() -> None:
     """Entry point of the `craton` command."""
+    status = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Beside other ranks, leave at once: threads of gloo live on after its groups, and one that frees a Python
+        # object while the interpreter goes down aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _run() -> int:
     try:
         app(sys.argv[1:])
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except CratonError as error:
         _report(error)
-        sys.exit(error.exit_status)
+        return error.exit_status
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`); keep the interpreter's last flush from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception:
         traceback.print_exc()
         print("\nThis is a fault of Craton's, not yours. Please report it with the lines above.", file=sys.stderr)
-        sys.exit(3)
+        return 3
+    return 0
 
 
 def _report(error: CratonError) -> None:

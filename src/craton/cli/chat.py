@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, DType, Sampling, Threads
-from craton.cli.terminal import load_model, speed_line, stderr, write
+from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, Activations, DType, Sampling, Speculate, Threads
+from craton.cli.terminal import load_talker, speed_line, stderr, write
 from craton.errors import CratonError
 from craton.inference.settings import SamplingSettings
 
@@ -33,10 +33,12 @@ def chat(
     sampling: Sampling = DEFAULT_SAMPLING,
     dtype: DType = "auto",
     threads: Threads = None,
+    activations: Activations = "auto",
+    speculate: Speculate = "ngram",
 ) -> None:
     """Talk with a model. Type /help inside for what can be done there."""
     checked = sampling.settings()
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_talker(model, dtype=dtype, threads=threads, activations=activations, speculate=speculate)
     loaded.render([{"role": "user", "content": "."}])  # a model that cannot chat says so now
     stderr.print("[dim]/help for help, Ctrl-D to leave[/]")
     _prepare_line_editing()

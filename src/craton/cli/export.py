@@ -17,7 +17,12 @@ def export(
     target: Annotated[Path, Parameter(help="a .gguf file, or a folder for Hugging Face's layout")],
     /,
     *,
-    kind: Annotated[Literal["F16", "BF16", "Q8_0", "Q4_0"], Parameter(help="how a GGUF file stores matrices")] = "F16",
+    kind: Annotated[
+        Literal["F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0"],
+        Parameter(
+            help="how a GGUF file stores matrices; rows that are no multiple of 256 get Q5_0 for Q4_K, Q8_0 for Q6_K"
+        ),
+    ] = "F16",
     json: Json = False,
 ) -> None:
     """Write a model as one GGUF file or as a folder in Hugging Face's layout (float32 safetensors, tokeniser and chat

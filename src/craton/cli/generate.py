@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, DType, Json, Sampling, Threads
+from craton.cli.options import (
+    DEFAULT_CHAT_MODEL,
+    DEFAULT_SAMPLING,
+    Activations,
+    DType,
+    Json,
+    Sampling,
+    Sinks,
+    Speculate,
+    StreamWindow,
+    Threads,
+)
 from craton.cli.terminal import completion_json, load_model, print_json, speed_line, stderr, write
 from craton.errors import UsageError
 from craton.inference.settings import SamplingSettings
@@ -31,18 +42,23 @@ def generate(
     sampling: Sampling = DEFAULT_SAMPLING,
     dtype: DType = "auto",
     threads: Threads = None,
+    activations: Activations = "auto",
+    speculate: Speculate = "ngram",
+    stream_window: StreamWindow = None,
+    sinks: Sinks = 4,
     json: Json = False,
 ) -> None:
     """Continue a text. The text goes to standard output, notes go to standard error."""
     checked = sampling.settings()
+    engine = {"activations": activations, "speculate": speculate, "stream_window": stream_window, "sinks": sinks}
     if jsonl:
         if prompt is not None:
             raise UsageError("--jsonl reads prompts from standard input", remedy="leave the prompt out")
-        _batch(model, checked, dtype, threads)
+        _batch(model, checked, dtype, threads, engine)
         return
     settings = checked.model_dump()
     text = sys.stdin.read() if prompt is None else prompt
-    loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
+    loaded = load_model(model, dtype=dtype, threads=threads, quiet=json, **engine)
     if json or checked.n > 1:
         completion = loaded.generate(text, **settings)
         if json:
@@ -60,7 +76,7 @@ def generate(
     stderr.print(f"[dim]{speed_line(completion)}[/]")
 
 
-def _batch(model: str, sampling: SamplingSettings, dtype: str, threads: int | None) -> None:
+def _batch(model: str, sampling: SamplingSettings, dtype: str, threads: int | None, engine: Mapping[str, Any]) -> None:
     from craton.config import parse
 
     requests: list[tuple[int, dict[str, Any], SamplingSettings]] = []
@@ -72,7 +88,7 @@ def _batch(model: str, sampling: SamplingSettings, dtype: str, threads: int | No
         settings = parse(SamplingSettings, {**sampling.model_dump(), **row}, where=where)
         requests.append((number, content, settings))
     # Every line has been checked before the model is loaded and the first answer is paid for.
-    loaded = load_model(model, dtype=dtype, threads=threads, quiet=True)
+    loaded = load_model(model, dtype=dtype, threads=threads, quiet=True, **engine)
     prompts = [
         (loaded.render(content["messages"]) if "messages" in content else content["prompt"], settings)
         for _, content, settings in requests

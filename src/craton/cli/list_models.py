@@ -18,6 +18,7 @@ def list_models(*, json: Json = False) -> None:
             {
                 "id": m.id,
                 "source": m.source,
+                "adapter_of": m.base,
                 "bytes": m.size,
                 "licence": m.licence,
                 "location": str(m.path),
@@ -33,7 +34,8 @@ def list_models(*, json: Json = False) -> None:
         for column, justify in (("model", "left"), ("size", "right"), ("licence", "left"), ("from", "left")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for model in models:
-            table.add_row(model.id, size(model.size), model.licence or "?", model.source)
+            origin = f"adapter of {model.base}, {model.source}" if model.base else model.source
+            table.add_row(model.id, size(model.size), model.licence or "?", origin)
         stdout.print(table)
     else:
         stderr.print("The store is empty. [dim]Start with: craton pull smollm2-135m-instruct[/]")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from craton.cli.options import Json
 from craton.cli.terminal import print_json, size, stdout
+
+if TYPE_CHECKING:
+    from craton.store import StoredModel
 
 
 def show(model: Annotated[str, Parameter(help="a name or a path")], /, *, json: Json = False) -> None:
@@ -30,8 +33,13 @@ def show(model: Annotated[str, Parameter(help="a name or a path")], /, *, json: 
 def _facts(name: str) -> dict[str, Any]:
     from craton import store
     from craton.checkpoints.checkpoint import Checkpoint
+    from craton.checkpoints.sources import SourceKind
 
     stored = store.find(name)
+    if stored.kind in (SourceKind.PROMPT, SourceKind.APPLICATION):
+        return _made_facts(stored)
+    if (stored.path / "adapter_config.json").is_file():
+        return _adapter_facts(stored)
     checkpoint = Checkpoint.open(stored.path)
     trunk, heads = checkpoint.config.trunk, checkpoint.config.trunk.layers[0].attention
     tokenizer = checkpoint.tokenizer()
@@ -56,6 +64,44 @@ def _facts(name: str) -> dict[str, Any]:
     }
 
 
+def _made_facts(stored: StoredModel) -> dict[str, Any]:
+    """What a prompt or an application is: its file, whole."""
+    from craton.store.artifacts import MARKS
+
+    return {
+        "model": stored.id,
+        "kind": str(stored.kind),
+        "file": (stored.path / MARKS[stored.kind]).read_text(encoding="utf-8"),
+        "bytes": stored.size,
+        "source": stored.source,
+        "location": str(stored.path),
+        "parents": [{"relation": p.relation, "name": p.name} for p in stored.parents],
+    }
+
+
+def _adapter_facts(stored: StoredModel) -> dict[str, Any]:
+    from craton.checkpoints.peft_reader import read_adapter_config
+    from craton.checkpoints.safetensors import SafetensorsFile
+
+    keys = read_adapter_config(stored.path)
+    file = SafetensorsFile.open(stored.path / "adapter_model.safetensors")
+    values = keys.values
+    return {
+        "model": stored.id,
+        "adapter_of": stored.base or values.get("base_model_name_or_path"),
+        "method": "DoRA" if values.get("use_dora") else str(values["peft_type"]),
+        "rank": values.get("r"),
+        "alpha": values.get("lora_alpha"),
+        "targets": values.get("target_modules"),
+        "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
+        "bytes": stored.size or None,
+        "licence": stored.licence,
+        "source": stored.source,
+        "location": str(stored.path),
+        "parents": [{"relation": p.relation, "name": p.name} for p in stored.parents],
+    }
+
+
 def _text(key: str, value: Any) -> str:
     if value is None or value == []:
         return "none" if key in ("template", "parents", "pooling") else "not recorded"
@@ -68,6 +114,8 @@ def _text(key: str, value: Any) -> str:
         return f"{first[:60]}… ({len(value)} characters)"
     if key == "pooling":
         return f"{value['mode']}" + (", normalised" if value["normalise"] else "")
+    if key == "targets":
+        return ", ".join(value) if isinstance(value, list) else str(value)
     if key == "parents":
         return ", ".join(f"{p['relation']} {p['name']}" for p in value)
     return str(value)

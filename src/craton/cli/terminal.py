@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from craton.inference.model import Completion, Model
+
+
+# Without a terminal, what is being done is said so often.
+STATUS_SECONDS = 5.0
 
 
 class _Stderr(Console):
@@ -39,11 +44,25 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def load_model(name: str, *, dtype: str, threads: int | None, quiet: bool = False) -> Model:
-    """Load a model and say on standard error what was decided."""
-    from craton.inference.model import load
+def load_talker(name: str, *, dtype: str, threads: int | None, **engine: Any) -> Model:
+    """Load what can be chatted with, a model, an adapter or an application, and say what was decided. engine: fields of
+    `EngineSettings`; an application has its own."""
+    from craton.compare.application import is_application, open_application
 
-    model = load(name, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    if not is_application(name):
+        return load_model(name, dtype=dtype, threads=threads, **engine)
+    application = open_application(name, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    facts = application.settings
+    said = f"{name} · {facts.way} on {facts.adapter or facts.model}, found best for {facts.task}: {facts.measured}"
+    stderr.print(f"[dim]{escape(said)}[/]")
+    return application  # type: ignore[return-value]
+
+
+def load_model(name: str, *, dtype: str, threads: int | None, quiet: bool = False, **engine: Any) -> Model:
+    """Load a model and say on standard error what was decided. engine: fields of `EngineSettings`."""
+    from craton.finetuning.loading import load
+
+    model = load(name, dtype=dtype, threads=threads, **engine)  # type: ignore[arg-type]
     if not quiet:
         stderr.print(f"[dim]{escape(model.name)} · " + escape(" · ".join(model.plan.decisions)) + "[/]")
     return model
@@ -57,6 +76,8 @@ def speed_line(completion: Completion) -> str:
     parts.append(f"first token after {completion.first_token_seconds:.2f} s")
     cached = f", {completion.cached_tokens} of them cached" if completion.cached_tokens else ""
     parts.append(f"prompt {completion.prompt_tokens} tokens{cached}")
+    if completion.drafted_tokens:
+        parts.append(f"{completion.accepted_tokens} of {completion.drafted_tokens} guesses right")
     return " · ".join(parts)
 
 
@@ -77,6 +98,8 @@ def completion_json(completion: Completion, model: str) -> dict[str, Any]:
             "prompt_tokens": completion.prompt_tokens,
             "cached_tokens": completion.cached_tokens,
             "completion_tokens": completion.completion_tokens,
+            "drafted_tokens": completion.drafted_tokens,
+            "accepted_tokens": completion.accepted_tokens,
         },
         "first_token_seconds": round(completion.first_token_seconds, 4),
         "seconds": round(completion.seconds, 4),
@@ -108,3 +131,23 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total or None)
 
         yield report
+
+
+@contextmanager
+def status(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """One line on standard error that says what is being done: replaced in place on a terminal, else a line every few
+    seconds. quiet: nothing at all."""
+    if quiet:
+        yield lambda doing: None
+    elif stderr.is_terminal:
+        with stderr.status("") as line:
+            yield lambda doing: line.update(f"[dim]{escape(doing)}[/]")
+    else:
+        told = [-STATUS_SECONDS]
+
+        def say(doing: str) -> None:
+            if time.monotonic() - told[0] >= STATUS_SECONDS:
+                told[0] = time.monotonic()
+                stderr.print(f"[dim]{escape(doing)}[/]")
+
+        yield say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from craton.inference import native
+from craton.inference.native.arena import gather
 from craton.trunk import replace_linears
 from craton.trunk.attention import Attention
 from craton.trunk.feedforward import FeedForward
@@ -28,17 +29,20 @@ EXACT_ROWS = 64
 class PackedLinear(nn.Module):
     """A linear layer over packed 4- or 8-bit weights, by the native kernel. x[T, in] -> [T, out].
 
+    parts: int8 numbers for each input of few rows: 2 keep about 15 bits, 1 keeps 8 (see `EngineSettings.activations`).
     unpack: more than EXACT_ROWS rows go through a bfloat16 product of the unpacked weights instead: where the CPU has a
     matrix unit (AMX), that is several times faster than any arithmetic on packed ones.
     """
 
-    def __init__(self, weight: native.PackedWeight, bias: Tensor | None = None, *, unpack: bool = False) -> None:
+    def __init__(
+        self, weight: native.PackedWeight, bias: Tensor | None = None, *, parts: int = 2, unpack: bool = False
+    ) -> None:
         super().__init__()
-        self.packed, self.bias, self.unpack = weight, bias, unpack
+        self.packed, self.bias, self.parts, self.unpack = weight, bias, parts, unpack
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if len(x_TD) <= EXACT_ROWS:
-            return native.linear(x_TD, self.packed, self.bias)
+            return native.linear(x_TD, self.packed, self.bias, parts=self.parts)
         if not self.unpack:
             return native.linear(x_TD, self.packed, self.bias, parts=1)
         weight = native.dequantize(self.packed, torch.bfloat16)
@@ -71,19 +75,20 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x_TD, self.weight, self.bias, "none", [], "")
 
 
-def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[[], None]) -> None:
+def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[[], None], parts: int = 2) -> None:
     """Join q/k/v and gate/up into one product each and give every linear layer its fastest form, in place.
 
-    Packed weights go to the native kernel (see `PackedLinear` for `unpack`); with `prepack`, bfloat16 ones to oneDNN's
-    order. release: called after each layer, to give back the memory of weights that were copied from a mapped file.
+    Packed weights go to the native kernel (`parts` and `unpack`: see `PackedLinear`), with `prepack` bfloat16 ones to
+    oneDNN's order. release: called after each layer, to give back the memory of weights that were copied from a mapped
+    file.
     """
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused = _join([module.q, module.k, module.v], prepack, unpack)
+            module.fused = _join([module.q, module.k, module.v], prepack, unpack, parts)
             if module.fused is not None:
                 del module.q, module.k, module.v
         elif isinstance(module, FeedForward) and module.gate is not None:
-            module.fused = _join([module.gate, module.up], prepack, unpack)
+            module.fused = _join([module.gate, module.up], prepack, unpack, parts)
             if module.fused is not None:
                 del module.gate, module.up
         else:
@@ -100,7 +105,7 @@ def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[
         if isinstance(module, QuantizedEmbedding):
             return PackedEmbedding(_packed(module.quantized, shared), module.dtype)
         if isinstance(module, QuantizedLinear):
-            return PackedLinear(_packed(module.quantized, shared), module.bias, unpack=unpack)
+            return PackedLinear(_packed(module.quantized, shared), module.bias, parts=parts, unpack=unpack)
         return PrepackedLinear(module.weight, module.bias)  # type: ignore[arg-type]
 
     def where(name: str, module: nn.Module) -> bool:
@@ -109,7 +114,14 @@ def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[
         return prepack and isinstance(module, nn.Linear) and not name.endswith("router")
 
     replace_linears(model, where, make)
+    gather(list({id(w): w for w in _packed_weights(model)}.values()))
     gc.collect()  # the unjoined weights are garbage now, and they are as large as the model
+
+
+def _packed_weights(model: nn.Module) -> Iterator[native.PackedWeight]:
+    for module in model.modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            yield module.packed
 
 
 def _packed(weight: QuantizedTensor, shared: dict[int, native.PackedWeight]) -> native.PackedWeight:
@@ -125,21 +137,21 @@ def _pack(weights: list[QuantizedTensor]) -> native.PackedWeight:
     return native.PackedWeight.from_gguf_blocks(weights[0].kind.name, torch.from_numpy(blocks))
 
 
-def _join(parts: list[nn.Module], prepack: bool, unpack: bool) -> nn.Module | None:
-    # One product over the joined rows; None where the parts are not of one kind.
-    quantized = [part for part in parts if isinstance(part, QuantizedLinear)]
-    plain = [part for part in parts if isinstance(part, nn.Linear)]
+def _join(layers: list[nn.Module], prepack: bool, unpack: bool, parts: int) -> nn.Module | None:
+    # One product over the joined rows; None where they are not of one kind.
+    quantized = [part for part in layers if isinstance(part, QuantizedLinear)]
+    plain = [part for part in layers if isinstance(part, nn.Linear)]
     found: list[Tensor | None] = [*(part.bias for part in quantized), *(part.bias for part in plain)]
     biases = [bias for bias in found if bias is not None]
-    if len(biases) not in (0, len(parts)):
+    if len(biases) not in (0, len(layers)):
         return None
     bias = torch.cat(biases) if biases else None
-    if len(quantized) == len(parts):
+    if len(quantized) == len(layers):
         weights = [part.quantized for part in quantized]
         if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
             return None
-        return PackedLinear(_pack(weights), bias, unpack=unpack)
-    if len(plain) < len(parts):
+        return PackedLinear(_pack(weights), bias, parts=parts, unpack=unpack)
+    if len(plain) < len(layers):
         return None
     weight = torch.cat([part.weight for part in plain])
     if prepack:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -11,16 +12,20 @@ import torch
 from torch import Tensor
 
 from craton.checkpoints.checkpoint import Checkpoint
+from craton.checkpoints.families import Family
 from craton.config import parse
 from craton.errors import ContextOverflow, UsageError
 from craton.inference import native
+from craton.inference.drafting import Drafter, ModelDrafter, NGramDrafter
 from craton.inference.engine import Engine, FinishReason, Generation, Request, Token
 from craton.inference.linears import prepare
 from craton.inference.plan import DTypeChoice, Plan, make_plan
-from craton.inference.settings import SamplingSettings
+from craton.inference.scoring import Pair, Score, Scorer, check_fits
+from craton.inference.settings import EngineSettings, SamplingSettings
+from craton.inference.streaming import StreamWindow
 from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
-from craton.models import AnyModel, CausalLM, PoolingConfig, pool
+from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, pool
 from craton.store import find
 from craton.trunk.trunk import sequence_layout
 
@@ -44,7 +49,8 @@ class Choice:
 class Completion:
     """The answers to one prompt (one, unless `n` asked for more), and what they cost.
 
-    prompt_tokens counts the whole prompt, cached_tokens the part of it that was already in the cache.
+    prompt_tokens counts the whole prompt, cached_tokens the part of it that was already in the cache; drafted_tokens
+    the guesses that were checked on the way (see `speculation`), accepted_tokens those that were right.
     first_token_seconds: from the call to the first token. seconds: to the last one.
     """
 
@@ -53,6 +59,8 @@ class Completion:
     cached_tokens: int
     first_token_seconds: float
     seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -97,9 +105,19 @@ class Stream:
 class Model:
     """A loaded model with its tokeniser and engine. Make one with `craton.load`."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, module: AnyModel, tokenizer: Tokenizer, plan: Plan) -> None:
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        module: AnyModel,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        settings: EngineSettings = EngineSettings(),  # noqa: B008  (immutable)
+    ) -> None:
         self.name, self.checkpoint, self.module, self.tokenizer, self.plan = name, checkpoint, module, tokenizer, plan
+        self.settings, self._drafter = settings, _make_drafter(settings.speculate, self)
         self._engine: Engine | None = None
+        self._scorer: Scorer | None = None
 
     @property
     def context(self) -> int:
@@ -115,8 +133,32 @@ class Model:
                     f"{self.name} is an encoder: it reads text and writes none", remedy="use embed, or another model"
                 )
             native_threads = self.plan.threads if self.plan.packed else None
-            self._engine = Engine(self.module, self.tokenizer, dtype=self.plan.dtype, native_threads=native_threads)
+            window = self.settings.stream_window
+            self._engine = Engine(
+                self.module,
+                self.tokenizer,
+                dtype=self.plan.dtype,
+                native_threads=native_threads,
+                drafter=self._drafter,
+                stream=StreamWindow(window, self.settings.sinks) if window is not None else None,
+            )
         return self._engine
+
+    @property
+    def scorer(self) -> Scorer:
+        """What `score` reads with. Raises UsageError for an encoder."""
+        if self._scorer is None:
+            if not isinstance(self.module, CausalLM):
+                raise UsageError(f"{self.name} is an encoder and gives text no probability")
+            native_threads = self.plan.threads if self.plan.packed else None
+            self._scorer = Scorer(self.module, dtype=self.plan.dtype, native_threads=native_threads)
+        return self._scorer
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that a text begins after: BOS, or else what ended the text before it (EOS)."""
+        tokenizer = self.tokenizer
+        return tokenizer.bos_id if tokenizer.bos_id is not None else next(iter(tokenizer.eos_ids), None)
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer, by the checkpoint's own template.
@@ -168,6 +210,47 @@ class Model:
         requests = [Request(ids, settings, choice) for choice in range(settings.n)]
         return [self.engine.submit(request) for request in requests]
 
+    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+        """The log-probability of each continuation after its context: pairs of token ids, a score for each.
+
+        An empty context stands for the beginning of a text. Continuations of one context read it once, and the next
+        call reads only what its contexts do not share with the last one.
+
+        Raises UsageError for an empty continuation, or an empty context if the model has neither BOS nor EOS;
+        ContextOverflow if a pair is longer than the context.
+        """
+        whole: list[Pair] = []
+        for number, (context, continuation) in enumerate(pairs, 1):
+            context = context if len(context) else [self._start("an empty context")]
+            check_fits(context, continuation, self.context, f"pair {number}")
+            whole.append((context, continuation))
+        return self.scorer.score(whole)
+
+    def rolling_score(self, ids: Sequence[int], *, window: int | None = None) -> Score:
+        """The log-probability of a document of any length: each token once, in windows of at most the context.
+
+        Where `ids` begin with BOS (EOS for a model without one), that token is where the text begins and has no
+        probability of its own. window: how many tokens are read at once (none: the context).
+
+        Raises UsageError for an empty document, a window that does not fit, or a model with neither BOS nor EOS.
+        """
+        window = self.context if window is None else window
+        if not 1 <= window <= self.context:
+            raise UsageError(f"a window has 1 to {self.context} tokens, not {window}")
+        start = self._start("the first token of a document")
+        ids = ids[1:] if ids and ids[0] == start else ids
+        if not ids:
+            raise UsageError("the document has no token", remedy="score at least one token")
+        return self.scorer.rolling(ids, window, start)
+
+    def _start(self, what: str) -> int:
+        if self.start_id is None:
+            raise UsageError(
+                f"{what} has no probability: {self.name} has neither a BOS nor an EOS token to begin with",
+                remedy="give a context of at least one token",
+            )
+        return self.start_id
+
     @torch.inference_mode()
     def embed(self, texts: str | Sequence[str]) -> Tensor:
         """One fp32 vector for each text, [B, width] (a single text gives [1, width]), pooled as the checkpoint says.
@@ -216,20 +299,64 @@ class Model:
         return self.module(ids_T, torch.arange(len(ids_T))).float()
 
 
-def load(name: str | Path, *, dtype: DTypeChoice = "auto", threads: int | None = None) -> Model:
+def load(
+    name: str | Path,
+    *,
+    dtype: DTypeChoice = "auto",
+    threads: int | None = None,
+    adapt: Callable[[AnyModel, Family], None] | None = None,
+    **engine: Any,
+) -> Model:
     """Load a model: a built-in or stored name, "hf:org/name", a folder, a .gguf or a .safetensors file.
 
     dtype: "auto" keeps quantised weights packed and otherwise takes what is fastest here without loss; "float32" is
-    the reference. threads: CPU threads (none: what this process may use).
+    the reference. threads: CPU threads (none: what this process may use). adapt: changes the float32 weights before
+    they become what the plan says; packed ones would lose a small change, so then `dtype` must name a plain format.
+    engine: the fields of `EngineSettings`, such as speculate="off".
     """
+    settings = parse(EngineSettings, engine, where="engine settings")
     checkpoint = Checkpoint.open(find(str(name)).path)
-    plan = make_plan(checkpoint, dtype, threads)
+    if isinstance(checkpoint.config, ClassifierConfig):
+        raise UsageError(
+            f"{name} is a classifier: it neither writes nor embeds text",
+            remedy="load the model that it was made from; Checkpoint.open(path).load(dtype) gives the classifier",
+        )
+    plan = make_plan(checkpoint, dtype, threads, settings.activations)
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)
     tokenizer = checkpoint.tokenizer()  # first: building it takes memory that the weights then use
-    module = checkpoint.load(plan.dtype, packed=plan.packed)
-    prepare(module, prepack=plan.prepack, unpack=plan.unpack, release=checkpoint.source.release)
-    return Model(str(name), checkpoint, module, tokenizer, plan)
+    if adapt is None:
+        module = checkpoint.load(plan.dtype, packed=plan.packed)
+    else:
+        module = checkpoint.load(torch.float32)
+        adapt(module, checkpoint.family)
+        module.to(plan.dtype)
+    prepare(module, prepack=plan.prepack, unpack=plan.unpack, release=checkpoint.source.release, parts=plan.parts)
+    return Model(str(name), checkpoint, module, tokenizer, plan, settings)
+
+
+def _make_drafter(speculate: str, model: Model) -> Drafter | None:
+    """What guesses for `model`. Raises UsageError for a draft model that does not share its tokens."""
+    if speculate == "off":
+        return None
+    if speculate == "ngram":
+        return NGramDrafter()
+    draft = load(speculate, threads=model.plan.threads, speculate="off")
+    if not isinstance(draft.module, CausalLM):
+        raise UsageError(f"{speculate} is an encoder: it cannot guess what a text says next")
+    if draft.tokenizer.backend.get_vocab(with_added_tokens=True) != model.tokenizer.backend.get_vocab(
+        with_added_tokens=True
+    ):
+        raise UsageError(
+            f"{speculate} has other tokens than {model.name}, so its guesses cannot be read",
+            remedy="guess with a smaller model of the same tokenizer, or with ngram",
+        )
+    price = _numbers(draft.checkpoint) / _numbers(model.checkpoint)
+    return ModelDrafter(draft.module, model.module.config.vocab, price=price, dtype=draft.plan.dtype)
+
+
+def _numbers(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(shape) for shape in checkpoint.source.shapes.values())
 
 
 def _completion(generations: list[Generation]) -> Completion:
@@ -242,6 +369,8 @@ def _completion(generations: list[Generation]) -> Completion:
         cached_tokens=min(g.cached_tokens for g in generations),
         first_token_seconds=first - started,
         seconds=ended - started,
+        drafted_tokens=sum(g.drafted_tokens for g in generations),
+        accepted_tokens=sum(g.accepted_tokens for g in generations),
     )
 
 

@@ -13,6 +13,7 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.errors import UnknownName, UsageError
 from craton.inference import native
 from craton.inference.linears import PACKED_KINDS
+from craton.inference.settings import Activations
 
 DTypeChoice = Literal["auto", "float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -22,20 +23,26 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 class Plan:
     """dtype: of activations, cache and every weight that is not packed. packed: block-quantised weights stay packed.
 
-    prepack, unpack: see `linears.prepare`. decisions: one sentence for each choice, for people.
+    prepack, unpack, parts: see `linears.prepare`. decisions: one sentence for each choice, for people.
     """
 
     dtype: torch.dtype
     packed: bool
     prepack: bool
     unpack: bool
+    parts: int
     threads: int
     kernel: str
     decisions: tuple[str, ...]
 
 
-def make_plan(checkpoint: Checkpoint, dtype: DTypeChoice = "auto", threads: int | None = None) -> Plan:
-    """Decide how to run `checkpoint`; `dtype` and `threads` overrule.
+def make_plan(
+    checkpoint: Checkpoint,
+    dtype: DTypeChoice = "auto",
+    threads: int | None = None,
+    activations: Activations = "auto",
+) -> Plan:
+    """Decide how to run `checkpoint`; `dtype`, `threads` and `activations` overrule.
 
     Raises UsageError for a dtype that is not known or a number of threads that is not positive.
     """
@@ -48,7 +55,7 @@ def make_plan(checkpoint: Checkpoint, dtype: DTypeChoice = "auto", threads: int 
         chosen, reason = DTYPES[dtype], f"{dtype} as asked"
         if quantized:
             reason += f"; {', '.join(sorted(quantized))} weights unpacked"
-    elif quantized and quantized <= PACKED_KINDS and native.available():
+    elif quantized and checkpoint.packed_kinds() <= PACKED_KINDS and native.available():
         packed, chosen, kernel = True, torch.float32, f"native {native.isa()}"
         reason = f"{', '.join(sorted(quantized))} weights stay packed"
     else:
@@ -59,9 +66,12 @@ def make_plan(checkpoint: Checkpoint, dtype: DTypeChoice = "auto", threads: int 
         kernel += ", AMX bf16 for long prompts"
     if prepack:
         kernel = "oneDNN bf16, prepacked"
+    int8 = activations == "int8" or (activations == "auto" and checkpoint.int8_activations)
+    if packed and int8:
+        kernel += f", int8 activations ({'as asked' if activations == 'int8' else 'the checkpoint asks for them'})"
     dtype_name = str(chosen).removeprefix("torch.")
     decisions = (f"{dtype_name}: {reason}", f"kernel: {kernel}", f"threads: {thread_count} ({thread_reason})")
-    return Plan(chosen, packed, prepack, unpack, thread_count, kernel, decisions)
+    return Plan(chosen, packed, prepack, unpack, 1 if int8 else 2, thread_count, kernel, decisions)
 
 
 def fast_bfloat16() -> bool:
@@ -72,7 +82,7 @@ def fast_bfloat16() -> bool:
 def _auto_dtype(checkpoint: Checkpoint, quantized: frozenset[str]) -> tuple[torch.dtype, str]:
     hardware = "this CPU has AMX" if torch.cpu._is_amx_tile_supported() else "this CPU has AVX512-BF16"
     if quantized:
-        why = native.reason() if quantized <= PACKED_KINDS else "no kernel for them"
+        why = native.reason() if checkpoint.packed_kinds() <= PACKED_KINDS else "no kernel for them"
         unpacked = f"{', '.join(sorted(quantized))} weights unpacked ({why})"
         if fast_bfloat16():
             return torch.bfloat16, f"{unpacked}; {hardware}"

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from craton.config import Settings
+
+Activations = Literal["auto", "exact", "int8"]
+
+
+class EngineSettings(Settings):
+    """How a model writes, whatever it is asked. Speculation changes the time and not the text."""
+
+    speculate: str = Field(
+        "ngram",
+        description="guess ahead and check several tokens in one pass, for the same text: from the text itself "
+        "(ngram), by a smaller model of the same tokenizer (its name), or off",
+    )
+    stream_window: int | None = Field(
+        None, ge=8, description="write on without end: see the text's first tokens and this many of its last ones"
+    )
+    activations: Activations = Field(
+        "auto",
+        description="what packed weights are multiplied with: inputs of about 15 bits (exact) or of 8 (int8: faster, a "
+        "little less exact); auto: int8 where the model's file asks for it",
+    )
+    sinks: int = Field(4, ge=0, description="how many of the first tokens a stream window keeps")
 
 
 class SamplingSettings(Settings):
@@ -30,6 +51,11 @@ class SamplingSettings(Settings):
         None, ge=0, le=100, description="log-probabilities of the chosen token and of this many others"
     )
 
+    json_schema: dict[str, Any] | None = Field(None, description="the answer is JSON that follows this schema")
+    regex: str | None = Field(None, description="the answer matches this regular expression as a whole")
+    choices: tuple[str, ...] = Field((), description="the answer is one of these strings")
+    grammar: str | None = Field(None, description="the answer follows this Lark grammar")
+
     @field_validator("stop")
     @classmethod
     def _no_empty_stop(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
@@ -37,5 +63,25 @@ class SamplingSettings(Settings):
             raise ValueError("an empty stop string would stop at once")
         return stop
 
+    @field_validator("choices")
+    @classmethod
+    def _no_empty_choice(cls, choices: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in choices:
+            raise ValueError("an empty choice is no answer")
+        return choices
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SamplingSettings:
+        forms = {
+            "json_schema": self.json_schema is not None,
+            "regex": self.regex is not None,
+            "choices": bool(self.choices),
+            "grammar": self.grammar is not None,
+        }
+        given = [name for name, is_given in forms.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"an answer has one form, not {' and '.join(given)}")
+        return self
+
     def __hash__(self) -> int:
-        return id(self)  # logit_bias is a dict; settings are never used as values of a set
+        return id(self)  # some fields are dicts; settings are never used as values of a set

@@ -1,18 +1,26 @@
 """The trunk with a front end and a head: things with a name that people know."""
 
 from craton.models.causal_lm import CausalLM, CausalLMConfig
+from craton.models.classifier import Classifier, ClassifierConfig
+from craton.models.embedder import Embedder
 from craton.models.encoder import Encoder, EncoderConfig
+from craton.models.masked_lm import MaskedLM, MaskedLMConfig
 from craton.models.pooling import PoolingConfig, pool
 
-ModelConfig = CausalLMConfig | EncoderConfig
-AnyModel = CausalLM | Encoder
+ModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig
+AnyModel = CausalLM | Encoder | Classifier | MaskedLM
 
 __all__ = [
     "AnyModel",
     "CausalLM",
     "CausalLMConfig",
+    "Classifier",
+    "ClassifierConfig",
+    "Embedder",
     "Encoder",
     "EncoderConfig",
+    "MaskedLM",
+    "MaskedLMConfig",
     "ModelConfig",
     "PoolingConfig",
     "build",
@@ -22,4 +30,8 @@ __all__ = [
 
 def build(config: ModelConfig) -> AnyModel:
     """A model with freshly initialised weights (on the current default device; use `torch.device("meta")` for none)."""
-    return CausalLM(config) if isinstance(config, CausalLMConfig) else Encoder(config)
+    if isinstance(config, CausalLMConfig):
+        return CausalLM(config)
+    if isinstance(config, EncoderConfig):
+        return Encoder(config)
+    return Classifier(config) if isinstance(config, ClassifierConfig) else MaskedLM(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,11 +22,13 @@ def _inside(path: str) -> str:
     return path
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What the store writes as JSON: nothing unknown, nothing converted."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """One file of a model: path relative to the model's folder, size in bytes. `mtime_ns` only saves a second hash."""
 
     path: Annotated[str, AfterValidator(_inside)]
@@ -35,14 +37,17 @@ class FileEntry(_Strict):
     mtime_ns: int
 
 
-class Parent(_Strict):
+class Parent(Strict):
     """An edge of the lineage: "base", "adapter_of", "quantised_from" ... and the name of the other model."""
 
     relation: str
     name: str
 
 
-class Manifest(_Strict):
+D = TypeVar("D", bound=Strict)
+
+
+class Manifest(Strict):
     """One immutable version of one model.
 
     `location` is what a loader opens: relative to the manifest's folder where the store holds the files, absolute where
@@ -81,27 +86,38 @@ def read_manifest(folder: Path) -> Manifest:
         StoreError: it is missing, unreadable, damaged, or of a newer Craton.
     """
     path = folder / MANIFEST_NAME
+    remedy = "remove the model and pull it again"
+    manifest = read_document(path, Manifest, SCHEMA, remedy)
+    try:
+        return manifest if manifest.in_place else manifest.model_copy(update={"location": _inside(manifest.location)})
+    except ValueError as error:
+        raise _damaged(path, str(error), remedy) from error
+
+
+def read_document(path: Path, cls: type[D], schema: int, remedy: str) -> D:
+    """The `cls` in a JSON file whose "schema" is at most `schema`; `remedy` is for one that is damaged.
+
+    Raises:
+        StoreError: it is missing, unreadable, damaged, or of a newer Craton.
+    """
     with disk_errors(f"read {path.name}", path):
         raw = path.read_bytes()
     try:
         table = json.loads(raw)
-        if isinstance(table, dict) and isinstance(table.get("schema"), int) and table["schema"] > SCHEMA:
+        if isinstance(table, dict) and isinstance(table.get("schema"), int) and table["schema"] > schema:
             raise StoreError(
-                f"this model was stored by a newer Craton (schema {table['schema']}, this one knows {SCHEMA})",
+                f"{path.name} was written by a newer Craton (schema {table['schema']}, this one knows {schema})",
                 where=str(path),
                 remedy="update Craton",
             )
-        manifest = Manifest.model_validate_json(raw)
-        if not manifest.in_place:
-            _inside(manifest.location)
+        return cls.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"{at}: {first['msg']}") from error
+        raise _damaged(path, f"{at}: {first['msg']}", remedy) from error
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
-    return manifest
+        raise _damaged(path, str(error), remedy) from error
 
 
-def _damaged(path: Path, why: str) -> StoreError:
-    return StoreError(f"the manifest is damaged: {why}", where=str(path), remedy="remove the model and pull it again")
+def _damaged(path: Path, why: str, remedy: str) -> StoreError:
+    return StoreError(f"the {path.stem} is damaged: {why}", where=str(path), remedy=remedy)

@@ -23,6 +23,7 @@ from craton.store.manifest import MANIFEST_NAME, FileEntry, Parent, read_manifes
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 ID: Final = re.compile(rf"({NAME.pattern})(?:@v([1-9][0-9]{{0,8}}))?")  # "name" or "name@v3"
 FOLDER_KINDS: Final = (SourceKind.HUB, SourceKind.FOLDER)
+MADE_KINDS: Final = (SourceKind.RUN, SourceKind.ADAPTER, SourceKind.PROMPT, SourceKind.APPLICATION)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class StoredModel:
     def size(self) -> int:
         """The bytes of its recorded files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def base(self) -> str | None:
+        """The model that this is an adapter of, or None."""
+        return next((parent.name for parent in self.parents if parent.relation == "adapter_of"), None)
 
     @property
     def in_place(self) -> bool:
@@ -244,7 +250,9 @@ def _usable(model: StoredModel) -> StoredModel:
                 raise StoreError(
                     f"{model.id} is damaged: {file.path} is missing or cut short",
                     where=str(path),
-                    remedy=f"craton pull {model.name} fetches it again",
+                    remedy=f"remove it with craton rm {model.id}; {model.source} made it and may tell how"
+                    if model.kind in MADE_KINDS
+                    else f"craton pull {model.name} fetches it again",
                 )
     return model
 

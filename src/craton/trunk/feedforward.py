@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from craton.trunk.config import Activation, ExpertsConfig, FeedForwardConfig
+from craton.trunk.linear import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -24,9 +25,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: FeedForwardConfig, width: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(width, config.hidden, bias=config.bias) if config.gated else None
-        self.up = nn.Linear(width, config.hidden, bias=config.bias)
-        self.down = nn.Linear(config.hidden, width, bias=config.bias)
+        self.gate = Linear(width, config.hidden, bias=config.bias) if config.gated else None
+        self.up = Linear(width, config.hidden, bias=config.bias)
+        self.down = Linear(config.hidden, width, bias=config.bias)
         self.fused: nn.Module | None = None  # gate and up as one product, where the engine has joined them
 
     def forward(self, x_TD: Tensor) -> Tensor:
@@ -42,30 +43,46 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """Dropless mixture of experts: every token reaches all of its chosen experts. x[T, width] -> [T, width]."""
+    """Dropless mixture of experts: every token reaches all of its chosen experts. x[T, width] -> [T, width].
+
+    load_E: in training, how many tokens each expert was given since it was last set to None; no part of the state.
+    """
 
     def __init__(self, config: ExpertsConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.router = nn.Linear(width, config.count, bias=False)
+        self.router = Linear(width, config.count, bias=False)
         self.router_bias = nn.Parameter(torch.zeros(config.count), requires_grad=False) if config.bias else None
         self.experts = nn.ModuleList(FeedForward(config.expert, width) for _ in range(config.count))
         self.shared = FeedForward(config.shared, width) if config.shared is not None else None
-        self.shared_gate = nn.Linear(width, 1, bias=False) if config.shared_gate else None
+        self.shared_gate = Linear(width, 1, bias=False) if config.shared_gate else None
+        self.load_E: Tensor | None = None
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        weights_TA, chosen_TA = self.route(x_TD)
-        out_TD = torch.zeros_like(x_TD)
-        for expert in torch.unique(chosen_TA).tolist():
-            rows, place = (chosen_TA == expert).nonzero(as_tuple=True)
-            expert_out = self.experts[expert](x_TD[rows]) * weights_TA[rows, place, None]
-            out_TD.index_add_(0, rows, expert_out.to(out_TD.dtype))
+        out_TD = self._routed(x_TD, *self.route(x_TD))
         if self.shared is None:
             return out_TD
         shared_TD: Tensor = self.shared(x_TD)
         if self.shared_gate is not None:
             shared_TD = shared_TD * self.shared_gate(x_TD).sigmoid()
         return out_TD + shared_TD
+
+    def _routed(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> Tensor:
+        # Rows (a token for one of its experts) sorted by expert, so that each expert reads one slice. The sort is
+        # stable: the order in which a token's experts are added up is always the same.
+        expert_R = chosen_TA.flatten()
+        row_R = expert_R.argsort(stable=True)
+        token_R = row_R // self.config.per_token
+        count_E = torch.bincount(expert_R, minlength=self.config.count)
+        if self.training:
+            self.load_E = count_E if self.load_E is None else self.load_E + count_E
+        parts = x_TD.index_select(0, token_R).split(count_E.tolist())
+        # Where gradients are taken, an expert without tokens runs as well and gets a gradient of zeros, because sharded
+        # training needs the same gradients to exist on every rank.
+        everywhere = torch.is_grad_enabled()
+        outs = [expert(part) for expert, part in zip(self.experts, parts, strict=True) if everywhere or len(part)]
+        weighted_RD = torch.cat(outs) * weights_TA.flatten()[row_R, None].to(x_TD.dtype)
+        return torch.zeros_like(x_TD).index_add_(0, token_R, weighted_RD)
 
     def route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's expert weights and expert numbers, [T, per_token] both; computed in fp32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -25,12 +26,20 @@ class View:
 class Group:
     """`count` segments of `size` rows each that go through attention as one batch.
 
-    rows: the group's rows of the flat batch. slots: its cache slots (None without a cache). starts: how many keys the
-    cache holds already, per segment.
+    The groups of a layout stand one after another in the flat batch. slots: its cache slots (None without a cache).
+    starts: how many keys the cache holds already, per segment.
     """
 
-    def __init__(self, rows: slice, slots: slice | None, size: int, starts: list[int], device: torch.device) -> None:
-        self.rows, self.slots, self.size, self.starts = rows, slots, size, starts
+    def __init__(
+        self,
+        slots: slice | None,
+        size: int,
+        starts: list[int],
+        device: torch.device,
+        segments_Bn: Tensor | None = None,
+    ) -> None:
+        """segments_Bn: where a row of the batch holds more than one segment, the segment of each of its tokens."""
+        self.slots, self.size, self.starts, self.segments_Bn = slots, size, starts, segments_Bn
         self.count = len(starts)
         self._device = device
         self._views: dict[tuple[str, int | None], View] = {}
@@ -43,6 +52,8 @@ class Group:
         return self._views[key]
 
     def _make_view(self, kind: str, window: int | None) -> View:
+        if self.segments_Bn is not None:
+            return View(0, self.size, causal=False, mask=self._segment_mask(self.segments_Bn, kind, window))
         low, high = min(self.starts), max(self.starts)
         last = high + self.size
         if kind == "causal":
@@ -68,39 +79,68 @@ class Group:
                 mask = mask & ((key_11S - query_Bn1).abs() <= window // 2)
         return View(first, last, causal=False, mask=mask[:, None].expand(-1, 1, self.size, -1))
 
+    def _segment_mask(self, segments_Bn: Tensor, kind: str, window: int | None) -> Tensor:
+        index_n = torch.arange(self.size, device=self._device)
+        distance_nn = index_n[:, None] - index_n
+        if kind == "causal":
+            near = distance_nn >= 0
+            if window:
+                near &= distance_nn < window
+        else:
+            near = distance_nn.abs() <= window // 2 if window else torch.ones_like(distance_nn, dtype=torch.bool)
+        return ((segments_Bn[:, :, None] == segments_Bn[:, None]) & near)[:, None]
+
 
 class Layout:
     """The shape of one forward pass: its groups, and the rotary tables that its layers ask for.
 
     positions_T: each token's place in its sequence. segments_T: which sequence it belongs to (with a cache: its slot);
-    the rows of a segment stand together. A segment never sees another.
+    the rows of a segment stand together. A segment never sees another. row: attention runs on rows of so many tokens,
+    which whole segments fill, so that its shapes do not depend on theirs.
     """
 
     def __init__(
-        self, positions_T: Tensor, segments_T: Tensor | None, cache: KVCache | None, dtype: torch.dtype
+        self,
+        positions_T: Tensor,
+        segments_T: Tensor | None,
+        cache: KVCache | None,
+        dtype: torch.dtype,
+        row: int | None = None,
     ) -> None:
         self.positions_T, self.cache, self._dtype = positions_T, cache, dtype
         self._rotaries: dict[int, Rotary] = {}  # by the config's identity: hashing it would cost more than a kernel
+        if row is not None:
+            self._lay_rows(row, segments_T)
+            return
         spans = _spans(segments_T, len(positions_T))
         self.groups: list[Group] = []
         self._lengths: list[tuple[int, int]] = []  # (rows, length of the sequence with them) of each segment
-        merged: list[tuple[int, int, list[int], list[int]]] = []  # first row, size, segments, starts
-        for segment, row, size in spans:
+        merged: list[tuple[int, list[int], list[int]]] = []  # size, segments, starts
+        for segment, size in spans:
             start = cache.lengths[segment] if cache is not None else 0
             known = cache.expected[segment] if cache is not None else 0
             self._lengths.append((size, max(start + size, known)))
-            joins = merged and merged[-1][1] == size and (cache is None or merged[-1][2][-1] + 1 == segment)
+            joins = merged and merged[-1][0] == size and (cache is None or merged[-1][1][-1] + 1 == segment)
             if joins:
-                merged[-1][2].append(segment)
-                merged[-1][3].append(start)
+                merged[-1][1].append(segment)
+                merged[-1][2].append(start)
             else:
-                merged.append((row, size, [segment], [start]))
-        for row, size, segments, starts in merged:
+                merged.append((size, [segment], [start]))
+        for size, segments, starts in merged:
             slots = slice(segments[0], segments[-1] + 1) if cache is not None else None
-            rows = slice(row, row + size * len(segments))
-            self.groups.append(Group(rows, slots, size, starts, positions_T.device))
+            self.groups.append(Group(slots, size, starts, positions_T.device))
         if cache is not None:
             cache.reserve(max(length for _, length in self._lengths))
+
+    def _lay_rows(self, row: int, segments_T: Tensor | None) -> None:
+        assert self.cache is None, "rows are read without a cache"
+        assert len(self.positions_T) % row == 0, "whole rows only"
+        count = len(self.positions_T) // row
+        segments_Bn = segments_T.view(count, row) if segments_T is not None else None
+        if segments_Bn is not None and bool((segments_Bn[:, 0] == segments_Bn[:, -1]).all()):
+            segments_Bn = None  # one segment a row: the causal kernel needs no mask
+        self._lengths = [(row, row)] * count
+        self.groups = [Group(None, row, [0] * count, self.positions_T.device, segments_Bn)]
 
     def rotary(self, config: RotaryConfig) -> Rotary:
         """The tables of `config` for this pass's positions."""
@@ -122,15 +162,8 @@ class Layout:
                 self.cache.lengths[slot] = start + group.size
 
 
-def _spans(segments_T: Tensor | None, rows: int) -> list[tuple[int, int, int]]:
-    """(segment, first row, number of rows) of each run of equal segment ids."""
+def _spans(segments_T: Tensor | None, rows: int) -> list[tuple[int, int]]:
+    """(segment, number of rows) of each run of equal segment ids."""
     if segments_T is None:
-        return [(0, 0, rows)]
-    ids = segments_T.tolist()
-    spans: list[tuple[int, int, int]] = []
-    first = 0
-    for row in range(1, rows + 1):
-        if row == rows or ids[row] != ids[first]:
-            spans.append((ids[first], first, row - first))
-            first = row
-    return spans
+        return [(0, rows)]
+    return [(segment, len(list(run))) for segment, run in groupby(segments_T.tolist())]

@@ -1,10 +1,20 @@
-"""The one way to put another linear-shaped module (adapter, quantised, pruned, packed) in a linear layer's place."""
+"""The trunk's linear layer, and the one way to put another linear-shaped module (adapter, quantised, pruned, packed)
+in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """x[..., in] -> [..., out] in x's dtype, whatever the weight's: training keeps fp32 weights and computes in the
+    dtype of its activations, without autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def replace_linears(

@@ -21,8 +21,9 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
         if config.kind == "layer":
-            return F.layer_norm(x, self.size, self.weight, self.bias, config.eps)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.layer_norm(x, self.size, self.weight.to(x.dtype), bias, config.eps)
         if not config.offset:
-            return F.rms_norm(x, self.size, self.weight, config.eps)
+            return F.rms_norm(x, self.size, self.weight.to(x.dtype), config.eps)
         # In fp32 to the end: 1 + w in bfloat16 would lose most of a small w.
         return F.rms_norm(x.float(), self.size, self.weight.float() + config.offset, config.eps).to(x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from craton.trunk.block import Block
 from craton.trunk.cache import KVCache
@@ -22,22 +23,32 @@ class Trunk(nn.Module):
         self.input_norm = Norm(config.input_norm, config.width) if config.input_norm is not None else None
         self.layers = nn.ModuleList(Block(layer, config.width) for layer in config.layers)
         self.final_norm = Norm(config.final_norm, config.width) if config.final_norm is not None else None
+        self.checkpointing = False  # training: keep only each block's input and compute the rest again going backwards
 
     def forward(
-        self, x_TD: Tensor, positions_T: Tensor, segments_T: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x_TD: Tensor,
+        positions_T: Tensor,
+        segments_T: Tensor | None = None,
+        cache: KVCache | None = None,
+        row: int | None = None,
     ) -> Tensor:
         """Hidden states [T, width] of flat tokens.
 
         x_TD: embedded tokens, sequences one after another. positions_T: each token's place in its sequence.
         segments_T: each token's sequence (none: all are one); with a cache, its slot. A sequence sees only itself.
+        row: where whole sequences fill rows of so many tokens, that number (see `Layout`).
         """
-        layout = Layout(positions_T, segments_T, cache, x_TD.dtype)
+        layout = Layout(positions_T, segments_T, cache, x_TD.dtype, row)
         if self.positions is not None:
-            x_TD = x_TD + self.positions(positions_T)
+            x_TD = x_TD + self.positions(positions_T).to(x_TD.dtype)
         if self.input_norm is not None:
             x_TD = self.input_norm(x_TD)
         for number, layer in enumerate(self.layers):
-            x_TD = layer(x_TD, layout, number)
+            if self.checkpointing:
+                x_TD = checkpoint(layer, x_TD, layout, number, use_reentrant=False)
+            else:
+                x_TD = layer(x_TD, layout, number)
         layout.advance()
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
 

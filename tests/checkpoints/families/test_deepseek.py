@@ -168,7 +168,6 @@ def test_the_published_spelling_of_yarn_is_read():
         (DEEPSEEK_V2, "moe_layer_freq", 2),
         (DEEPSEEK_V2, "num_key_value_heads", 2),
         (DEEPSEEK_V2, "first_k_dense_replace", 3),
-        (DEEPSEEK_V3, "quantization_config", {"quant_method": "fp8"}),
         (DEEPSEEK_V3, "scoring_func", "softmax"),
         (DEEPSEEK_V3, "topk_group", 5),
         (DEEPSEEK_V3, "n_group", 3),

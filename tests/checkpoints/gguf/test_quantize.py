@@ -108,7 +108,7 @@ def test_the_largest_value_stays_finite_and_the_next_is_refused(type: GGMLType, 
 @pytest.mark.parametrize(
     ("values", "type", "words"),
     [
-        (np.zeros((2, 32), np.float32), GGMLType.Q6_K, "cannot quantise to Q6_K"),
+        (np.zeros((2, 32), np.float32), GGMLType.Q5_K, "cannot quantise to Q5_K"),
         (np.zeros((2, 33), np.float32), GGMLType.Q8_0, "rows of 33 values are not whole Q8_0 blocks of 32"),
         (np.zeros((2, 32)), GGMLType.Q8_0, "not float64"),
         (np.zeros(32, np.float32), GGMLType.Q8_0, r"not float32 \(32,\)"),

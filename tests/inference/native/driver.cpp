@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "craton_native.h"
@@ -63,6 +64,118 @@ void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, i
     expect(craton_rows(&weight, outside, 1, rows.data(), type, 2) == CRATON_BAD_ARGUMENT, "an id out of range");
 }
 
+int64_t pick(std::mt19937& random, int64_t low, int64_t high) { return low + int64_t(random() % uint64_t(high - low + 1)); }
+
+// A random model, its weights and its cache in buffers of exactly the right size.
+struct StepCase {
+    std::vector<Case> made;
+    std::vector<std::vector<float>> floats;
+    std::vector<std::vector<uint8_t>> memory;
+    std::vector<craton_layer> layers;
+    std::vector<craton_rotary> rotaries;
+    std::vector<void*> keys, values;
+    craton_model model{};
+    craton_cache cache{};
+    std::mt19937& random;
+
+    explicit StepCase(std::mt19937& generator) : random(generator) {
+        made.reserve(100), floats.reserve(100), memory.reserve(20), layers.reserve(3);
+        const int64_t width = 32 * pick(random, 1, 4), vocabulary = pick(random, 1, 70);
+        cache = {nullptr, nullptr, pick(random, 1, 3), 16 * pick(random, 1, 12), int32_t(pick(random, 0, 2)),
+                 int32_t(pick(random, 0, 2))};
+        for (int i = 0; i < cache.layers; ++i) add_layer(width);
+        cache.keys = keys.data(), cache.values = values.data();
+        const craton_projection table = project(vocabulary, width);
+        model.layers = layers.data(), model.layer_count = cache.layers;
+        model.rotaries = rotaries.data(), model.rotary_count = int32_t(rotaries.size());
+        model.embedding = table.weight, model.embedding_scale = 1;
+        model.final_norm = norm(width), model.head = table;
+        model.logit_softcap = random() % 2 ? 5.0f : 0.0f;
+    }
+
+    const float* numbers(int64_t count) {
+        floats.emplace_back(size_t(count));
+        for (float& number : floats.back()) number = float(random() % 200) / 100 - 1;
+        return floats.back().data();
+    }
+    craton_norm norm(int64_t size) { return {random() % 2 ? numbers(size) : nullptr, 1e-6f}; }
+    craton_projection project(int64_t rows, int64_t columns) {
+        const int32_t formats[] = {CRATON_Q4_0, CRATON_Q4_1, CRATON_Q8_0};
+        made.push_back(make(formats[random() % 3], rows, columns, random));
+        return {made.back().weight, random() % 2 ? numbers(rows) : nullptr};
+    }
+    void add_layer(int64_t width) {
+        craton_layer layer{};
+        const int64_t size = 16 * pick(random, 1, 5), groups = 2 * pick(random, 1, 2), heads = groups * pick(random, 1, 5);
+        layer.heads = int32_t(heads), layer.kv_heads = int32_t(groups), layer.head_size = int32_t(size);
+        if (random() % 2) {
+            layer.qkv[0] = project((heads + 2 * groups) * size, width);
+        } else {
+            layer.qkv[0] = project(heads * size, width);
+            layer.qkv[1] = project(groups * size, width), layer.qkv[2] = project(groups * size, width);
+        }
+        const int64_t hidden = 32 * pick(random, 1, 5);
+        layer.o = project(width, heads * size), layer.up = project(hidden, width);
+        if (random() % 2) layer.gate = project(hidden, width);
+        layer.down = project(width, hidden);
+        for (int i = 0; i < 3; ++i) layer.attention_norms[i] = norm(width), layer.feedforward_norms[i] = norm(width);
+        layer.norm_over_width = random() % 2;
+        if (random() % 2) {
+            layer.q_norm = {numbers(layer.norm_over_width ? heads * size : size), 1e-6f};
+            layer.k_norm = {numbers(layer.norm_over_width ? groups * size : size), 1e-6f};
+        }
+        layer.window = random() % 2 ? int32_t(pick(random, 1, 200)) : 0;
+        layer.activation = int32_t(random() % 4);
+        layer.scale = 0.3f, layer.softcap = random() % 2 ? 4.0f : 0.0f;
+        layer.rotary = -1;
+        if (random() % 2) {
+            layer.rotary = int32_t(rotaries.size());
+            const int32_t dims = 2 * int32_t(pick(random, 1, size / 2));
+            rotaries.push_back({numbers(dims / 2), dims, int32_t(random() % 2), 1.0f});
+        }
+        layers.push_back(layer);
+        const size_t bytes = size_t(cache.slots * groups * cache.capacity * size * (cache.type == CRATON_F32 ? 4 : 2));
+        for (std::vector<void*>* pointers : {&keys, &values}) {
+            memory.emplace_back(bytes);
+            pointers->push_back(memory.back().data());
+        }
+    }
+};
+
+// Rows up to the last place of the cache, with weights of any bytes: NaN and infinities among their scales.
+void step_at_random(std::mt19937& random) {
+    StepCase one(random);
+    const int64_t rows = pick(random, 0, 20), vocabulary = one.model.embedding.rows;
+    std::vector<int64_t> ids, positions, slots;
+    for (int64_t i = 0; i < rows; ++i) {
+        ids.push_back(pick(random, 0, vocabulary - 1));
+        positions.push_back(random() % 4 ? pick(random, 0, one.cache.capacity - 1) : one.cache.capacity - 1);
+        slots.push_back(pick(random, 0, one.cache.slots - 1));
+    }
+    std::vector<float> logits(size_t(rows * vocabulary));
+    for (const char* isa : {"portable", "avx2", "avx512vnni"}) {
+        if (craton_select_isa(isa) != CRATON_OK) continue;
+        for (int32_t threads : {1, 3}) {
+            expect(craton_step(&one.model, &one.cache, ids.data(), positions.data(), slots.data(), rows, logits.data(),
+                               threads) == CRATON_OK,
+                   "step");
+        }
+    }
+    if (rows == 0) return;
+    const std::pair<std::vector<int64_t>*, int64_t> ends[] = {
+        {&ids, vocabulary}, {&positions, one.cache.capacity}, {&slots, one.cache.slots}};
+    for (const auto& [numbers, end] : ends) {
+        for (int64_t outside : {int64_t(-1), end}) {
+            const int64_t before = numbers->back();
+            numbers->back() = outside;
+            expect(craton_step(&one.model, &one.cache, ids.data(), positions.data(), slots.data(), rows, logits.data(),
+                               2) == CRATON_BAD_ARGUMENT,
+                   "a row out of range");
+            numbers->back() = before;
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -81,6 +194,8 @@ int main() {
         }
         expect(craton_packed_bytes(format, 4, 33) == -1 && craton_packed_bytes(format, -1, 32) == -1, "bad shapes");
     }
+
+    for (int turn = 0; turn < 60; ++turn) step_at_random(random);
 
     // Several callers at once, each with more threads than there are processors.
     const Case shared = make(CRATON_Q8_0, 3000, 96, random);

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 import torch
 
 from craton.errors import UnknownName, UsageError
 from craton.inference import native
+from craton.inference.native.arena import gather
 from craton.inference.native.packed import FORMATS, packed_bytes
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -136,3 +139,16 @@ def test_types_that_cannot_be_unpacked_are_refused(make_blocks):
         native.dequantize(weight, torch.float16)
     with pytest.raises(UsageError, match="integers"):
         native.rows(weight, torch.tensor([1.0]), torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages on this system")
+def test_weights_move_to_huge_pages_unchanged(make_blocks):
+    weights = [native.PackedWeight.from_gguf_blocks(kind, make_blocks(kind, 3000, 576)[0]) for kind in FORMATS]
+    x = torch.randn(3, 576)
+    expected = [native.linear(x, weight) for weight in weights]
+    before = [weight.data.data_ptr() for weight in weights]
+    gather(weights)
+    assert [weight.data.data_ptr() for weight in weights] != before
+    assert all(weight.data.data_ptr() % 64 == 0 for weight in weights)
+    for weight, product in zip(weights, expected, strict=True):
+        assert torch.equal(native.linear(x, weight), product)

@@ -23,6 +23,7 @@ from craton.checkpoints.families import (
     smollm3,
 )
 from craton.checkpoints.families.family import Family
+from craton.checkpoints.families.heads import CLASSIFIERS, classifier_family, masked_lm_family
 from craton.errors import CheckpointError, did_you_mean
 
 FAMILIES: tuple[Family, ...] = (
@@ -49,9 +50,12 @@ FAMILIES: tuple[Family, ...] = (
     smollm3.SMOLLM3,
 )
 
-BY_ARCHITECTURE = {architecture: family for family in FAMILIES for architecture in family.architectures}
+# A masked language model's files are read as the encoder in them (see `Checkpoint.as_masked_lm`).
+BY_ARCHITECTURE = {
+    architecture: family for family in (*FAMILIES, *CLASSIFIERS.values()) for architecture in family.architectures
+}
 
-__all__ = ["BY_ARCHITECTURE", "FAMILIES", "Family", "family_of"]
+__all__ = ["BY_ARCHITECTURE", "FAMILIES", "Family", "classifier_family", "family_of", "masked_lm_family"]
 
 
 def family_of(hf: Mapping[str, Any], where: str) -> Family:

@@ -98,12 +98,6 @@ class Family:
 
     def config(self, keys: Keys) -> ModelConfig:
         """`read_config`, where values of the right type that make no model (0 heads, factor -1) are refused as well."""
-        if keys.has("quantization_config"):
-            raise CheckpointError(
-                "the weights are packed in a format that is not read here",
-                where=f"{keys.where}: key 'quantization_config' is {keys.values['quantization_config']!r}",
-                remedy="fetch the checkpoint before its quantisation, or a GGUF file of it",
-            )
         try:
             return self.read_config(keys)
         except ValidationError as error:

@@ -158,8 +158,9 @@ def _bit_planes(packed: Blocks, *, width: int, run: int = 32) -> Blocks:
     return runs >> shifts[:, None] & np.uint8((1 << width) - 1)
 
 
-def _scale_and_shift(blocks: Blocks, groups: Values) -> None:
-    """Q4_K and Q5_K: `d`, `dmin`, and eight 6-bit scales and minima in 12 bytes.
+def scales_and_minima(blocks: Blocks) -> tuple[Values, Values]:
+    """Of Q4_K and Q5_K blocks, each group's scale and what is taken off, [n, 8]: `d`, `dmin`, and eight 6-bit scales
+    and minima in 12 bytes.
 
     The first four of each have their bytes' low 6 bits; the last four have 4 bits in the third quad of bytes and their
     2 high bits on top of the first four.
@@ -167,8 +168,13 @@ def _scale_and_shift(blocks: Blocks, groups: Values) -> None:
     first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
     minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
-    groups *= (_half(blocks, 0) * scales)[:, :, None]
-    groups -= (_half(blocks, 2) * minima)[:, :, None]
+    return _half(blocks, 0) * scales, _half(blocks, 2) * minima
+
+
+def _scale_and_shift(blocks: Blocks, groups: Values) -> None:
+    scales, minima = scales_and_minima(blocks)
+    groups *= scales[:, :, None]
+    groups -= minima[:, :, None]
 
 
 _DECODERS: dict[GGMLType, Callable[[Blocks, Values], None]] = {

@@ -1,6 +1,7 @@
 """From float32 to GGML blocks: each function reads values [n, block size] and fills blocks [n, block bytes].
 
-Rounding is that of GGML's reference quantisers, so the blocks are equal to theirs bit for bit.
+Rounding is that of GGML's reference quantisers, so the blocks are equal to theirs bit for bit; the K types (see
+`k_quants`) are a search instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from craton.checkpoints.gguf.dequantize import Blocks, Values
+from craton.checkpoints.gguf.k_quants import q4_k, q6_k
 from craton.checkpoints.gguf.types import GGMLType
 from craton.errors import CheckpointError, UsageError
 
@@ -88,6 +90,24 @@ def _q4_0(values: Values, blocks: Blocks) -> None:
     blocks[:, 2:] = q[:, :16] | q[:, 16:] << 4
 
 
+def _q4_1(values: Values, blocks: Blocks) -> None:
+    low = values.min(axis=1, keepdims=True)
+    d = (values.max(axis=1, keepdims=True) - low) / np.float32(15)
+    q = np.minimum(((values - low) * _inverse(d) + np.float32(0.5)).astype(np.uint8), 15)
+    blocks[:, 0:2].view("<f2")[...], blocks[:, 2:4].view("<f2")[...] = d, low
+    blocks[:, 4:] = q[:, :16] | q[:, 16:] << 4
+
+
+def _q5_0(values: Values, blocks: Blocks) -> None:
+    # As in Q4_0, of -16 to 15; the fifth bits lie apart.
+    extreme = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
+    d = extreme / np.float32(-16)
+    q = np.minimum((values * _inverse(d) + np.float32(16.5)).astype(np.uint8), 31)
+    blocks[:, :2].view("<f2")[...] = d
+    blocks[:, 2:6] = np.packbits(q >> 4, axis=1, bitorder="little")
+    blocks[:, 6:] = q[:, :16] & 15 | q[:, 16:] << 4
+
+
 def _inverse(d: Values) -> Values:
     """1 / d; 0 where d is 0 or so small that 1 / d overflows: as a float16, such a scale is 0 anyway."""
     with np.errstate(divide="ignore", over="ignore"):
@@ -102,4 +122,8 @@ _ENCODERS: dict[GGMLType, tuple[Callable[[Values, Blocks], None], float]] = {
     GGMLType.BF16: (_bf16, math.ldexp(255, 120)),
     GGMLType.Q8_0: (_q8_0, 127 * _F16_LARGEST),
     GGMLType.Q4_0: (_q4_0, 8 * _F16_LARGEST),
+    GGMLType.Q4_1: (_q4_1, _F16_LARGEST),
+    GGMLType.Q5_0: (_q5_0, 16 * _F16_LARGEST),
+    GGMLType.Q4_K: (q4_k, 32 * _F16_LARGEST),
+    GGMLType.Q6_K: (q6_k, 2048 * _F16_LARGEST),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from craton.errors import UnknownName, UsageError
 
-ABI_VERSION = 2  # CRATON_ABI_VERSION
+ABI_VERSION = 3  # CRATON_ABI_VERSION
 OK, BAD_ARGUMENT, NO_MEMORY = 0, 1, 2  # craton_status
 ISAS = ("avx512vnni", "avx2", "portable")
 
@@ -33,6 +33,7 @@ _SIGNATURES = {
         (c_void_p, c_void_p, c_int64, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32),
         c_int32,
     ),
+    "craton_step": ((c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32), c_int32),
     "craton_rows": ((c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32), c_int32),
 }
 

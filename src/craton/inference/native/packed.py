@@ -67,6 +67,12 @@ class PackedWeight:
         )
         return cls(data, n, k, kind)
 
+    def move(self, data: Tensor) -> None:
+        """Keep the bytes in `data`, uint8 of the same size, from now on."""
+        data.copy_(self.data)
+        self.data = data
+        self._weight.data = data.data_ptr()
+
     def __repr__(self) -> str:
         return f"PackedWeight({self.kind} [{self.n}, {self.k}])"
 

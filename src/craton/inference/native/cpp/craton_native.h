@@ -9,7 +9,7 @@
 #define CRATON_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a signature or the packed layout below changes; Python refuses a library of another version.
-enum { CRATON_ABI_VERSION = 2 };
+enum { CRATON_ABI_VERSION = 3 };
 
 enum craton_status {
     CRATON_OK = 0,
@@ -20,7 +20,9 @@ enum craton_status {
 // Numbers of GGML's tensor types, so that a GGUF file's own number can be passed through.
 enum craton_format { CRATON_Q4_0 = 2, CRATON_Q4_1 = 3, CRATON_Q8_0 = 8 };
 
-enum craton_type { CRATON_F32 = 0, CRATON_BF16 = 1 };
+enum craton_type { CRATON_F32 = 0, CRATON_BF16 = 1, CRATON_F16 = 2 };  // CRATON_F16: of a cache only
+
+enum craton_activation { CRATON_SILU = 0, CRATON_GELU_TANH = 1, CRATON_GELU = 2, CRATON_RELU = 3 };
 
 // A packed weight matrix of `rows` outputs and `columns` inputs; layout.h describes the bytes.
 struct craton_weight {
@@ -51,3 +53,66 @@ CRATON_API int32_t craton_linear(const craton_weight* weight, const void* x, int
 // Write weight row ids[i] to out[i, columns]; without ids, rows 0 .. count - 1.
 CRATON_API int32_t craton_rows(const craton_weight* weight, const int64_t* ids, int64_t count, void* out,
                                int32_t out_type, int32_t threads);
+
+// y = x @ weight.T + bias; bias is fp32 or null. Without rows: there is no such product here.
+struct craton_projection {
+    struct craton_weight weight;
+    const float* bias;
+};
+
+// An RMSNorm, x / sqrt(mean(x^2) + eps) * scale; scale null: no norm here.
+struct craton_norm {
+    const float* scale;
+    float eps;
+};
+
+// Rotary embedding of a head's first `dims` numbers; frequencies [dims / 2] are radians per position, cos and sin are
+// multiplied by `factor`. interleaved: pairs are (0, 1), (2, 3) .. and not (0, dims / 2), (1, dims / 2 + 1) ..
+struct craton_rotary {
+    const float* frequencies;
+    int32_t dims, interleaved;
+    float factor;
+};
+
+// One block. A norm may stand at a branch's input, at its output, or on the residual stream after it was added.
+struct craton_layer {
+    struct craton_projection qkv[3];  // queries, keys and values as one product, or as three
+    struct craton_projection o, gate, up, down;  // without a gate: down(activation(up))
+    struct craton_norm attention_norms[3], feedforward_norms[3];
+    struct craton_norm q_norm, k_norm;
+    int32_t heads, kv_heads, head_size;
+    int32_t norm_over_width;  // q_norm and k_norm are over all heads at once and not over each
+    int32_t window;           // keys that a query sees, its own among them; 0: all
+    int32_t rotary;           // a number of the model's rotaries, or -1
+    int32_t activation;       // craton_activation
+    float scale, softcap;     // of q.k; softcap 0: none
+};
+
+// A causal language model. The embedding is packed, or fp32 [vocabulary, width] (then embedding.data is null).
+struct craton_model {
+    const struct craton_layer* layers;
+    const struct craton_rotary* rotaries;
+    int32_t layer_count, rotary_count;
+    struct craton_weight embedding;
+    const float* embedding_table;
+    float embedding_scale;
+    struct craton_norm final_norm;
+    struct craton_projection head;
+    float logit_softcap;  // 0: none
+    int32_t parts;        // int8 numbers for each activation, 1 or 2: see craton_linear
+};
+
+// Keys and values [slots, kv_heads, capacity, head_size] of each layer; capacity is a multiple of 16.
+struct craton_cache {
+    void* const* keys;
+    void* const* values;
+    int64_t slots, capacity;
+    int32_t layers, type;
+};
+
+// One decode step: token ids[i] at positions[i] of slot slots[i], for each of `rows` rows. Writes the rows' keys and
+// values to the cache and each row's logits to logits[i, vocabulary]. A row sees its slot's positions up to its own,
+// those that this call writes among them; so rows of one slot may follow one another.
+CRATON_API int32_t craton_step(const struct craton_model* model, const struct craton_cache* cache, const int64_t* ids,
+                               const int64_t* positions, const int64_t* slots, int64_t rows, float* logits,
+                               int32_t threads);

@@ -7,23 +7,10 @@
 #include "linear.h"
 #include "pack.h"
 #include "pool.h"
+#include "step.h"
 
 namespace craton {
 namespace {
-
-constexpr int64_t kLargestSide = INT32_MAX;  // so that no product of two sides and a few bytes overflows
-
-bool check(const craton_weight& weight, Weight& checked) {
-    if (weight.rows < 0 || weight.rows > kLargestSide) return false;
-    if (weight.columns <= 0 || weight.columns > kLargestSide || weight.columns % kGroup != 0) return false;
-    checked = {weight.data, weight.rows, weight.columns / kGroup, Q4_0};
-    switch (weight.format) {
-        case CRATON_Q4_0: checked.format = Q4_0; return true;
-        case CRATON_Q4_1: checked.format = Q4_1; return true;
-        case CRATON_Q8_0: checked.format = Q8_0; return true;
-        default: return false;
-    }
-}
 
 bool is_type(int32_t type) { return type == CRATON_F32 || type == CRATON_BF16; }
 
@@ -83,4 +70,20 @@ int32_t craton_rows(const craton_weight* weight, const int64_t* ids, int64_t cou
     const auto in_range = [&](int64_t id) { return id >= 0 && id < checked.rows; };
     if (ids && !std::all_of(ids, ids + count, in_range)) return CRATON_BAD_ARGUMENT;
     return guarded([&] { unpack_rows(checked, ids, count, out, craton_type(out_type), clamp_threads(threads)); });
+}
+
+int32_t craton_step(const craton_model* model, const craton_cache* cache, const int64_t* ids, const int64_t* positions,
+                    const int64_t* slots, int64_t rows, float* logits, int32_t threads) {
+    if (!model || !cache || rows < 0 || rows > kMostStepRows) return CRATON_BAD_ARGUMENT;
+    if (rows > 0 && (!ids || !positions || !slots || !logits)) return CRATON_BAD_ARGUMENT;
+    int32_t status = CRATON_OK;
+    const int32_t failed = guarded([&] {
+        CheckedModel checked;
+        if (!check(*model, checked) || !check(checked, *cache, {ids, positions, slots, rows})) {
+            status = CRATON_BAD_ARGUMENT;
+        } else {
+            step(checked, *cache, {ids, positions, slots, rows}, logits, clamp_threads(threads));
+        }
+    });
+    return failed == CRATON_OK ? status : failed;
 }

@@ -8,6 +8,7 @@
 #include "activations.h"
 #include "dequantize.h"
 #include "layout.h"
+#include "rows.h"
 
 namespace craton {
 
@@ -32,6 +33,8 @@ struct Kernels {
     void (*quantize[kFormats][2])(const void* x, int64_t groups, uint8_t* tile, int64_t width, int64_t row,
                                   int64_t parts);
     void (*dequantize[kFormats][2])(const uint8_t* block, int64_t groups, int64_t row, void* out);
+
+    const RowMath& rows;
 };
 
 extern const Kernels portable_kernels;

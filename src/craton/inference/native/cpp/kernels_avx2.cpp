@@ -146,6 +146,7 @@ const Kernels avx2_kernels = {
     {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
     CRATON_EACH_FORMAT_AND_TYPE(quantize),
     CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+    avx2_rows,
 };
 
 }  // namespace craton

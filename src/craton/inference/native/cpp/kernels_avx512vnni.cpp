@@ -133,7 +133,8 @@ CRATON_ROW_FUNCTIONS(CRATON_AVX512)
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 
 }  // namespace
@@ -144,6 +145,7 @@ const Kernels avx512vnni_kernels = {
     {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
     CRATON_EACH_FORMAT_AND_TYPE(quantize),
     CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+    avx512_rows,
 };
 
 }  // namespace craton

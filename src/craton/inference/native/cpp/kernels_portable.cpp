@@ -58,6 +58,7 @@ const Kernels portable_kernels = {
     {multiply<Q4_0>, multiply<Q4_1>, multiply<Q8_0>},
     CRATON_EACH_FORMAT_AND_TYPE(quantize),
     CRATON_EACH_FORMAT_AND_TYPE(dequantize),
+    portable_rows,
 };
 
 }  // namespace craton

@@ -59,4 +59,19 @@ struct Weight {
     const uint8_t* block(int64_t index) const { return data + index * block_bytes(format, groups); }
 };
 
+constexpr int64_t kLargestSide = INT32_MAX;  // so that no product of two sides and a few bytes overflows
+
+// Whether the weight can be one; its data is not looked at.
+inline bool check(const craton_weight& weight, Weight& checked) {
+    if (weight.rows < 0 || weight.rows > kLargestSide) return false;
+    if (weight.columns <= 0 || weight.columns > kLargestSide || weight.columns % kGroup != 0) return false;
+    checked = {weight.data, weight.rows, weight.columns / kGroup, Q4_0};
+    switch (weight.format) {
+        case CRATON_Q4_0: checked.format = Q4_0; return true;
+        case CRATON_Q4_1: checked.format = Q4_1; return true;
+        case CRATON_Q8_0: checked.format = Q8_0; return true;
+        default: return false;
+    }
+}
+
 }  // namespace craton

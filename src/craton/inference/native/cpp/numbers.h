@@ -37,13 +37,31 @@ CRATON_INLINE uint16_t float_to_bfloat(float value) {
     return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
+// Round to nearest even; what is too large becomes infinite, and every NaN the same one.
+CRATON_INLINE uint16_t float_to_half(float value) {
+    const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffff;
+    const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+    if (magnitude >= 0x47800000) return uint16_t(sign | 0x7c00);  // 2^16 and more
+    if (magnitude < 0x38800000) {                                 // below 2^-14: steps of 2^-24, rounded by an addition
+        return uint16_t(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
+    }
+    return uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
+}
+
 struct BFloat {
+    uint16_t bits;
+};
+
+struct Half {
     uint16_t bits;
 };
 
 CRATON_INLINE float load_float(const float* p) { return *p; }
 CRATON_INLINE float load_float(const BFloat* p) { return float_of(uint32_t(p->bits) << 16); }
+CRATON_INLINE float load_float(const Half* p) { return half_to_float(p->bits); }
 CRATON_INLINE void store_float(float* p, float value) { *p = value; }
 CRATON_INLINE void store_float(BFloat* p, float value) { p->bits = float_to_bfloat(value); }
+CRATON_INLINE void store_float(Half* p, float value) { p->bits = float_to_half(value); }
 
 }  // namespace craton

@@ -21,16 +21,12 @@ using Chunk = void (*)(const void* context, int64_t index);
 // Run chunk(context, 0 .. chunks - 1) on at most `threads` threads, the caller's among them; chunks <= kMostChunks.
 void run_chunks(int32_t threads, int64_t chunks, Chunk chunk, const void* context);
 
-// Call body(begin, end) on pieces of 0 .. count that are multiples of `grain` long (the last one may be short).
+// Call body(begin, end) on pieces of 0 .. count that are `step` long (the last one may be short).
 template <typename Body>
-void parallel_for(int32_t threads, int64_t count, int64_t grain, const Body& body) {
+void share_out(int32_t threads, int64_t count, int64_t step, const Body& body) {
     if (count <= 0) return;
-    if (threads <= 1 || count <= grain) return body(int64_t(0), count);
-    // Several chunks a thread, so that one that is interrupted leaves its share to the others.
-    constexpr int64_t kChunksPerThread = 8;
-    const int64_t pieces = (count + grain - 1) / grain;
-    const int64_t wanted = pieces < threads * kChunksPerThread ? pieces : threads * kChunksPerThread;
-    const int64_t step = (pieces + wanted - 1) / wanted * grain;
+    if (threads <= 1 || count <= step) return body(int64_t(0), count);
+    if (count / step >= kMostChunks) step = count / kMostChunks + 1;
     struct Job {
         const Body& body;
         int64_t count, step;
@@ -43,6 +39,16 @@ void parallel_for(int32_t threads, int64_t count, int64_t grain, const Body& bod
             j.body(begin, end < j.count ? end : j.count);
         },
         &job);
+}
+
+// Call body(begin, end) on a few pieces a thread of 0 .. count, each a multiple of `grain` long.
+template <typename Body>
+void parallel_for(int32_t threads, int64_t count, int64_t grain, const Body& body) {
+    // Several pieces a thread, so that one that is interrupted leaves its share to the others.
+    constexpr int64_t kPiecesPerThread = 8;
+    const int64_t pieces = (count + grain - 1) / grain;
+    const int64_t wanted = pieces < threads * kPiecesPerThread ? pieces : threads * kPiecesPerThread;
+    share_out(threads, count, wanted > 0 ? (pieces + wanted - 1) / wanted * grain : 1, body);
 }
 
 }  // namespace craton

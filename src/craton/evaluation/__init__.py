@@ -1,0 +1,1 @@
+"""Evaluation: tasks, metrics with their intervals, paired tests, and reports that open offline."""

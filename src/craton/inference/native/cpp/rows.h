@@ -1,0 +1,47 @@
+// The row arithmetic of a decode step as a table, one for each instruction set (rows_math.h).
+#pragma once
+
+#include <cstdint>
+
+#include "craton_native.h"
+
+namespace craton {
+
+using Activation = craton_activation;
+
+constexpr int64_t kKeyBlock = 16;       // keys that are multiplied at once
+constexpr int64_t kChunkKeys = 128;     // keys of a chunk at most: a piece of attention's work
+constexpr int64_t kLargestHead = 256;   // numbers of a head
+
+// The query heads of one row that share a key head, over the keys begin .. end - 1, which lie in one chunk (a chunk
+// begins at a multiple of kChunkKeys). Whole blocks of keys are read, so there must be room for them.
+//     maxima[head] = m, the largest score        totals[head] = sum of e^(score - m)
+//     out[head] = sum of e^(score - m) * value
+struct AttentionChunk {
+    const float* queries;      // [heads][size]
+    const void *keys, *values; // of this key head, from position 0 on: [position][size]
+    int64_t heads, size, begin, end;
+    float scale, softcap;      // softcap 0: none
+    float *maxima, *totals, *out;
+};
+
+// What the chunks of one head left, in order.
+struct ChunkResults {
+    const float *maxima, *totals, *out;
+    int64_t chunks, number_stride, out_stride;
+};
+
+struct RowMath {
+    void (*activate)(Activation kind, const float* gate, const float* up, int64_t count, float* out);  // up may be null
+    void (*soft_cap)(float cap, float* x, int64_t count);
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t count, float* out);
+    void (*attend[3])(const AttentionChunk& chunk);  // indexed by the cache's craton_type
+    void (*join_chunks)(const ChunkResults& from, int64_t size, float* out);
+};
+
+extern const RowMath portable_rows;
+#if defined(__x86_64__)
+extern const RowMath avx2_rows, avx512_rows;
+#endif
+
+}  // namespace craton

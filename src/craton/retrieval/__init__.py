@@ -1,0 +1,1 @@
+"""Retrieval: documents to a searchable collection, questions to passages, answers whose every sentence is quoted."""

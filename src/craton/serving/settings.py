@@ -1,0 +1,56 @@
+"""What a server is told: where it listens and what it allows. Free of torch, for the command line."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from craton.config import Settings
+from craton.errors import UsageError
+
+
+class ServeSettings(Settings):
+    """Address, keys, limits and logs of one server, by flags or in a TOML file."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; any but this machine's own needs keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on (0: a free one)")
+    api_key_file: Path | None = Field(None, description="file of hashed keys (craton serve key add NAME makes it)")
+    load: Literal["start", "use"] = Field("start", description="load models at the start, or each on its first use")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="the largest request body")
+    max_tokens: int = Field(8192, ge=1, description="the longest answer that may be asked for, in tokens")
+    default_max_tokens: int = Field(1024, ge=1, description="the longest answer of a chat that asks for no length")
+    max_choices: int = Field(16, ge=1, le=128, description="answers that one request may ask for")
+    max_batch: int = Field(256, ge=1, description="prompts, texts or documents in one request")
+    concurrency: int = Field(
+        8, ge=1, description="requests that are answered at once, and answers in an engine at once"
+    )
+    queue: int = Field(128, ge=0, description="requests that wait for their turn; more are refused (429)")
+    request_timeout: float = Field(600.0, gt=0, description="seconds that a request may take, waiting included (504)")
+    send_buffer: int = Field(2048, ge=16, description="tokens that a slow reader may lag behind before it is cut off")
+    drain: float = Field(
+        20.0, ge=0, description="seconds that running answers get to finish when the server is stopped"
+    )
+    log_prompts: bool = Field(False, description="write prompts and answers into the log")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(settings: ServeSettings) -> None:
+    """Raises UsageError for an address that others can reach, without keys."""
+    if settings.api_key_file is None and not is_loopback(settings.host):
+        raise UsageError(
+            f"{settings.host} can be reached by others, and there are no keys",
+            where="--host",
+            remedy="craton serve key add NAME --api-key-file FILE, then serve with --api-key-file FILE",
+        )

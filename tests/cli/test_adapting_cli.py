@@ -1,0 +1,158 @@
+"""The verbs of adapting and judging, in one process on a tiny model: what they print, keep and refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import craton.cli
+
+WORDS = "the code of a is red blue green zim zam what text class answer question document number word small large "
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> str:
+    return str(tiny_model)
+
+
+@pytest.fixture
+def craton_(tmp_path, monkeypatch, capsys):
+    """Run a command; gives its standard output, and fails on another exit status than the one asked for."""
+    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
+
+    def run(*words: object, status: int = 0, stdin: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", ["craton", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        got = craton.cli._run()
+        out, err = capsys.readouterr()
+        assert got == status, out + err
+        return out + (err if status else "")
+
+    return run
+
+
+@pytest.fixture
+def task(tmp_path) -> Path:
+    rows = [
+        {"text": f"the word number {i} is {'red' if i % 2 else 'blue'}", "label": ["zam", "zim"][i % 2]}
+        for i in range(60)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_index_is_made_shown_updated_and_removed(craton_, model, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text("# Red\n\nthe code of red is 12\n")
+    (docs / "b.txt").write_text("the code of blue is 34\n")
+    said = json.loads(craton_("index", "add", docs, "--encoder", model, "--threads", 1, "--json"))
+    assert (len(said["added"]), said["documents"]) == (2, 2)
+    (docs / "b.txt").write_text("the code of blue is 56\n")
+    (docs / "a.md").unlink()
+    said = json.loads(craton_("index", "update", "--threads", 1, "--json"))
+    assert (said["changed"], said["removed"], said["embedded"]) == (["docs/b.txt"], ["docs/a.md"], 1)
+    [shown] = json.loads(craton_("index", "show", "--index", "docs", "--json"))["indexes"]
+    assert shown["sources"] == [{"name": "docs/b.txt", "kind": "text"}]
+    found = json.loads(
+        craton_("ask", "what is the code of blue", "-m", model, "--threads", 1, "--max-tokens", 8, "--json")
+    )
+    assert found["sources"][0]["document"] == "docs/b.txt"
+    assert "the code of blue is 56" in found["prompt"]
+    craton_("index", "rm", "--index", "docs")
+    assert json.loads(craton_("index", "show", "--json"))["indexes"] == []
+    assert "unknown index" in craton_("ask", "x", status=2)
+
+
+def test_a_bad_file_that_was_named_fails_and_the_good_ones_stay(craton_, model, tmp_path):
+    (tmp_path / "good.txt").write_text("the code of red is 12")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfd bad \x00")
+    said = craton_("index", "add", tmp_path / "good.txt", tmp_path / "bad.txt", "--encoder", model, status=2)
+    assert "bad.txt" in said
+    [shown] = json.loads(craton_("index", "show", "--index", "docs", "--json"))["indexes"]
+    assert [one["name"] for one in shown["sources"]] == ["good.txt"]
+
+
+def test_prompts_are_run_saved_and_shown(craton_, model, tmp_path):
+    (tmp_path / "p.md").write_text(
+        '+++\nsystem = "answer"\n[answer]\nchoices = ["zim", "zam"]\n+++\n{{ input }} {{ colour }}\n'
+    )
+    rows = '{"input": "the word", "colour": "red"}\n{"input": "a", "colour": "blue"}\n'
+    out = craton_("prompt", "run", tmp_path / "p.md", "-m", model, "--threads", 1, stdin=rows)
+    assert len(out.splitlines()) == 2
+    assert set(out.split()) <= {"zim", "zam"}
+    assert "colour" in craton_("prompt", "run", tmp_path / "p.md", "x", "-m", model, status=2)
+    saved = [
+        json.loads(craton_("prompt", "save", tmp_path / "p.md", "--name", "mine", "--json"))["id"] for _ in range(2)
+    ]
+    assert saved == ["mine@v1", "mine@v2"]
+    shown = json.loads(craton_("prompt", "show", "mine@v1", "--json"))
+    assert shown["variables"] == ["colour", "input"]
+    assert "mine@v2" in craton_("list", "--json")
+    assert "is a prompt" in craton_("generate", "x", "-m", "mine", status=2)
+
+
+def test_a_search_reports_on_the_test_and_keeps_what_it_found(craton_, model, task):
+    words = [
+        "prompt",
+        "optimize",
+        task,
+        "-m",
+        model,
+        "--encoder",
+        model,
+        "--trials",
+        3,
+        "--proposals",
+        1,
+        "--threads",
+        1,
+    ]
+    found = json.loads(craton_(*words, "--name", "best", "--json"))
+    assert found["stored"] == "best@v1"
+    assert len(found["trials"]) == 3
+    assert found["before"]["n"] == found["after"]["n"] > 10
+    assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]
+    assert json.loads(craton_("prompt", "show", "best", "--json"))["digest"] == found["digest"]
+
+
+def test_models_are_measured_with_intervals_and_in_pairs(craton_, model, task, tmp_path):
+    (tmp_path / "text.txt").write_text(WORDS * 30)
+    report = tmp_path / "r.html"
+    words = ["eval", model, task, tmp_path / "text.txt", "--threads", 1, "--limit", 12, "--report", report, "--json"]
+    answered, foretold = json.loads(craton_(*words))["evaluations"]
+    figure = answered["figures"]["accuracy"]
+    assert figure["n"] == 12
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert 0 < foretold["figures"]["bits_per_byte"]["value"] < 10
+    page = report.read_text()
+    assert "<script" not in page
+    assert "12" in page
+    pair = json.loads(craton_("eval", model, task, "--baseline", model, "--threads", 1, "--limit", 12, "--json"))
+    assert pair["evaluations"][0]["difference"]["value"] == 0
+    assert "no task" in craton_("eval", model, status=2)
+
+
+@pytest.mark.parametrize("flags", [["--choices", "zim", "--choices", "zam"], ["--regex", "z[ia]m"]])
+def test_the_form_of_an_answer_is_a_flag(craton_, model, flags):
+    out = craton_("generate", "the", "-m", model, "--threads", 1, "--max-tokens", 8, *flags)
+    assert out.strip() in ("zim", "zam")
+
+
+def test_a_schema_is_given_as_text_or_as_a_file(craton_, model, tmp_path):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), tmp_path / "s.json"):
+        out = craton_("generate", "the", "-m", model, "--threads", 1, "--max-tokens", 40, "--json-schema", given)
+        assert isinstance(json.loads(out)["a"], bool)
+    assert "not JSON" in craton_("generate", "the", "-m", model, "--json-schema", "{", status=2)
