@@ -88,7 +88,7 @@ struct StepCase {
         const craton_projection table = project(vocabulary, width);
         model.layers = layers.data(), model.layer_count = cache.layers;
         model.rotaries = rotaries.data(), model.rotary_count = int32_t(rotaries.size());
-        model.embedding = table.weight, model.embedding_scale = 1;
+        model.embedding = table.weight, model.embedding_scale = 1, model.parts = int32_t(pick(random, 1, 2));
         model.final_norm = norm(width), model.head = table;
         model.logit_softcap = random() % 2 ? 5.0f : 0.0f;
     }
