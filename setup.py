@@ -41,10 +41,10 @@ setup(
             depends=[str(path) for path in sorted(CPP.glob("*.h"))],
             language="c++",
             # -ffp-contract=off: every path must round alike; the kernels ask for fused multiply-add where they want it.
-            # -Wno-maybe-uninitialized: some versions of GCC warn about their own AVX-512 header.
+            # -Wno-*uninitialized: some versions of GCC warn about their own AVX-512 header.
             extra_compile_args=[
                 *("-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden"),
-                *("-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized"),
+                *("-ffp-contract=off", "-fno-math-errno", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
             ],
             extra_link_args=["-pthread"],
             optional=True,

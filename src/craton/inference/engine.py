@@ -17,6 +17,7 @@ from craton.errors import ContextOverflow, CratonError, UsageError
 from craton.inference.constraints import Constraint, make_constraint
 from craton.inference.drafting import Asked, Drafter
 from craton.inference.linears import EXACT_ROWS
+from craton.inference.native import has_tiles
 from craton.inference.native.step import NativeStep, build
 from craton.inference.output import TextOutput
 from craton.inference.sampling import Sampler, log_probabilities
@@ -32,7 +33,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 # Prompts are read in pieces of this many tokens, cut at fixed places: running answers go on between two pieces, and
 # the arithmetic of a prompt does not depend on what else runs. Smaller pieces spare attention more of the keys that a
 # query may not see; torch's products want larger ones than the native kernels do.
-PREFILL_CHUNK, NATIVE_PREFILL_CHUNK = 256, 128
+PREFILL_CHUNK, NATIVE_PREFILL_CHUNK = 256, 256
 
 # Where the linear layers run on the native kernels' own threads, torch has little left to do up to this context, and
 # its second thread, spinning between two operations, only takes the place of the kernels' threads.
@@ -372,6 +373,9 @@ class Engine:
         logits_RV = None
         if self._step is not None and len(rows) == len(ids):  # nothing is read but what is answered
             logits_RV = self._step(ids, positions, segments, self.cache, self._native_threads or 1)
+        elif self._step is not None and has_tiles():
+            threads = self._native_threads or 1
+            logits_RV = self._step(ids, positions, segments, self.cache, threads, parts=0, logits=len(rows))
         else:
             hidden_TD = self.model.hidden(
                 torch.tensor(ids), torch.tensor(positions), torch.tensor(segments), self.cache

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
@@ -30,24 +29,18 @@ class PackedLinear(nn.Module):
     """A linear layer over packed 4- or 8-bit weights, by the native kernel. x[T, in] -> [T, out].
 
     parts: int8 numbers for each input of few rows: 2 keep about 15 bits, 1 keeps 8 (see `EngineSettings.activations`).
-    unpack: more than EXACT_ROWS rows go through a bfloat16 product of the unpacked weights instead: where the CPU has a
-    matrix unit (AMX), that is several times faster than any arithmetic on packed ones.
+    tiles: more than EXACT_ROWS rows are multiplied in bfloat16 instead, on the CPU's matrix unit (AMX).
     """
 
     def __init__(
-        self, weight: native.PackedWeight, bias: Tensor | None = None, *, parts: int = 2, unpack: bool = False
+        self, weight: native.PackedWeight, bias: Tensor | None = None, *, parts: int = 2, tiles: bool = False
     ) -> None:
         super().__init__()
-        self.packed, self.bias, self.parts, self.unpack = weight, bias, parts, unpack
+        self.packed, self.bias, self.parts, self.tiles = weight, bias, parts, tiles
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if len(x_TD) <= EXACT_ROWS:
-            return native.linear(x_TD, self.packed, self.bias, parts=self.parts)
-        if not self.unpack:
-            return native.linear(x_TD, self.packed, self.bias, parts=1)
-        weight = native.dequantize(self.packed, torch.bfloat16)
-        out_TD = F.linear(x_TD.to(torch.bfloat16), weight).to(x_TD.dtype)
-        return out_TD if self.bias is None else out_TD + self.bias
+        parts = self.parts if len(x_TD) <= EXACT_ROWS else 0 if self.tiles else 1
+        return native.linear(x_TD, self.packed, self.bias, parts=parts)
 
 
 class PackedEmbedding(nn.Module):
@@ -75,20 +68,20 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x_TD, self.weight, self.bias, "none", [], "")
 
 
-def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[[], None], parts: int = 2) -> None:
+def prepare(model: nn.Module, *, prepack: bool, tiles: bool, release: Callable[[], None], parts: int = 2) -> None:
     """Join q/k/v and gate/up into one product each and give every linear layer its fastest form, in place.
 
-    Packed weights go to the native kernel (`parts` and `unpack`: see `PackedLinear`), with `prepack` bfloat16 ones to
+    Packed weights go to the native kernel (`parts` and `tiles`: see `PackedLinear`), with `prepack` bfloat16 ones to
     oneDNN's order. release: called after each layer, to give back the memory of weights that were copied from a mapped
     file.
     """
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused = _join([module.q, module.k, module.v], prepack, unpack, parts)
+            module.fused = _join([module.q, module.k, module.v], prepack, tiles, parts)
             if module.fused is not None:
                 del module.q, module.k, module.v
         elif isinstance(module, FeedForward) and module.gate is not None:
-            module.fused = _join([module.gate, module.up], prepack, unpack, parts)
+            module.fused = _join([module.gate, module.up], prepack, tiles, parts)
             if module.fused is not None:
                 del module.gate, module.up
         else:
@@ -105,7 +98,7 @@ def prepare(model: nn.Module, *, prepack: bool, unpack: bool, release: Callable[
         if isinstance(module, QuantizedEmbedding):
             return PackedEmbedding(_packed(module.quantized, shared), module.dtype)
         if isinstance(module, QuantizedLinear):
-            return PackedLinear(_packed(module.quantized, shared), module.bias, parts=parts, unpack=unpack)
+            return PackedLinear(_packed(module.quantized, shared), module.bias, parts=parts, tiles=tiles)
         return PrepackedLinear(module.weight, module.bias)  # type: ignore[arg-type]
 
     def where(name: str, module: nn.Module) -> bool:
@@ -137,7 +130,7 @@ def _pack(weights: list[QuantizedTensor]) -> native.PackedWeight:
     return native.PackedWeight.from_gguf_blocks(weights[0].kind.name, torch.from_numpy(blocks))
 
 
-def _join(layers: list[nn.Module], prepack: bool, unpack: bool, parts: int) -> nn.Module | None:
+def _join(layers: list[nn.Module], prepack: bool, tiles: bool, parts: int) -> nn.Module | None:
     # One product over the joined rows; None where they are not of one kind.
     quantized = [part for part in layers if isinstance(part, QuantizedLinear)]
     plain = [part for part in layers if isinstance(part, nn.Linear)]
@@ -150,7 +143,7 @@ def _join(layers: list[nn.Module], prepack: bool, unpack: bool, parts: int) -> n
         weights = [part.quantized for part in quantized]
         if len({weight.kind for weight in weights}) > 1 or weights[0].kind.name not in PACKED_KINDS:
             return None
-        return PackedLinear(_pack(weights), bias, parts=parts, unpack=unpack)
+        return PackedLinear(_pack(weights), bias, parts=parts, tiles=tiles)
     if len(plain) < len(layers):
         return None
     weight = torch.cat([part.weight for part in plain])

@@ -331,7 +331,7 @@ def load(
         module = checkpoint.load(torch.float32)
         adapt(module, checkpoint.family)
         module.to(plan.dtype)
-    prepare(module, prepack=plan.prepack, unpack=plan.unpack, release=checkpoint.source.release, parts=plan.parts)
+    prepare(module, prepack=plan.prepack, tiles=plan.tiles, release=checkpoint.source.release, parts=plan.parts)
     return Model(str(name), checkpoint, module, tokenizer, plan, settings)
 
 

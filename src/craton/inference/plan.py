@@ -23,13 +23,13 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 class Plan:
     """dtype: of activations, cache and every weight that is not packed. packed: block-quantised weights stay packed.
 
-    prepack, unpack, parts: see `linears.prepare`. decisions: one sentence for each choice, for people.
+    prepack, tiles, parts: see `linears.prepare`. decisions: one sentence for each choice, for people.
     """
 
     dtype: torch.dtype
     packed: bool
     prepack: bool
-    unpack: bool
+    tiles: bool
     parts: int
     threads: int
     kernel: str
@@ -61,8 +61,8 @@ def make_plan(
     else:
         chosen, reason = _auto_dtype(checkpoint, quantized)
     prepack = chosen == torch.bfloat16 and fast_bfloat16()
-    unpack = packed and torch.cpu._is_amx_tile_supported()
-    if unpack:
+    tiles = packed and native.has_tiles()
+    if tiles:
         kernel += ", AMX bf16 for long prompts"
     if prepack:
         kernel = "oneDNN bf16, prepacked"
@@ -71,7 +71,7 @@ def make_plan(
         kernel += f", int8 activations ({'as asked' if activations == 'int8' else 'the checkpoint asks for them'})"
     dtype_name = str(chosen).removeprefix("torch.")
     decisions = (f"{dtype_name}: {reason}", f"kernel: {kernel}", f"threads: {thread_count} ({thread_reason})")
-    return Plan(chosen, packed, prepack, unpack, 1 if int8 else 2, thread_count, kernel, decisions)
+    return Plan(chosen, packed, prepack, tiles, 1 if int8 else 2, thread_count, kernel, decisions)
 
 
 def fast_bfloat16() -> bool:

@@ -1,5 +1,6 @@
 // Every kernel on odd shapes, in buffers of exactly the right size, for the sanitisers to watch. Prints "done", or
 // aborts.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -57,6 +58,9 @@ void multiply_and_unpack(const craton_weight& weight, int64_t m, int32_t type, i
             }
         }
     }
+    expect(craton_linear(&weight, x.data(), m, k, type, 0, bias.data(), y.data(), n, type, 3) ==
+               (craton_has_tiles() ? CRATON_OK : CRATON_BAD_ARGUMENT),
+           "linear in bfloat16");
     const int64_t ids[] = {n - 1, 0};
     expect(craton_rows(&weight, ids, 2, std::vector<uint8_t>(size_t(2 * k * size)).data(), type, 2) == CRATON_OK,
            "ids");
@@ -152,14 +156,25 @@ void step_at_random(std::mt19937& random) {
         positions.push_back(random() % 4 ? pick(random, 0, one.cache.capacity - 1) : one.cache.capacity - 1);
         slots.push_back(pick(random, 0, one.cache.slots - 1));
     }
-    std::vector<float> logits(size_t(rows * vocabulary));
+    craton_step_rows asked{ids.data(), positions.data(), slots.data(), rows, pick(random, 0, rows), int32_t(pick(random, 1, 2))};
+    std::vector<float> logits(size_t(asked.logits * vocabulary));
     for (const char* isa : {"portable", "avx2", "avx512vnni"}) {
         if (craton_select_isa(isa) != CRATON_OK) continue;
         for (int32_t threads : {1, 3}) {
-            expect(craton_step(&one.model, &one.cache, ids.data(), positions.data(), slots.data(), rows, logits.data(),
-                               threads) == CRATON_OK,
-                   "step");
+            expect(craton_step(&one.model, &one.cache, &asked, logits.data(), threads) == CRATON_OK, "step");
         }
+    }
+    if (craton_has_tiles()) {
+        asked.parts = 0;
+        expect(craton_step(&one.model, &one.cache, &asked, logits.data(), 3) == CRATON_OK, "step of several texts");
+        // One text, up to the cache's end.
+        const int64_t count = pick(random, 0, std::min<int64_t>(one.cache.capacity, 256));
+        std::vector<int64_t> texts(size_t(count), pick(random, 0, vocabulary - 1)), places;
+        for (int64_t i = 0; i < count; ++i) places.push_back(one.cache.capacity - count + i);
+        const std::vector<int64_t> same(size_t(count), pick(random, 0, one.cache.slots - 1));
+        const craton_step_rows text{texts.data(), places.data(), same.data(), count, std::min<int64_t>(count, 1), 0};
+        std::vector<float> last(size_t(text.logits * vocabulary));
+        expect(craton_step(&one.model, &one.cache, &text, last.data(), 2) == CRATON_OK, "step of a prompt");
     }
     if (rows == 0) return;
     const std::pair<std::vector<int64_t>*, int64_t> ends[] = {
@@ -168,8 +183,7 @@ void step_at_random(std::mt19937& random) {
         for (int64_t outside : {int64_t(-1), end}) {
             const int64_t before = numbers->back();
             numbers->back() = outside;
-            expect(craton_step(&one.model, &one.cache, ids.data(), positions.data(), slots.data(), rows, logits.data(),
-                               2) == CRATON_BAD_ARGUMENT,
+            expect(craton_step(&one.model, &one.cache, &asked, logits.data(), 2) == CRATON_BAD_ARGUMENT,
                    "a row out of range");
             numbers->back() = before;
         }

@@ -64,6 +64,26 @@ def test_it_multiplies(make_blocks, kind, n, k, dtype, parts):
         assert torch.equal(in_own_type, y.to(dtype))
 
 
+@pytest.mark.skipif(not library.has_tiles(), reason="this CPU has no matrix unit that the kernels can use")
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (17, 96), (40, 576), (33, 1536)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_multiplies_in_bfloat16(make_blocks, kind, n, k, dtype):
+    blocks, meaning = make_blocks(kind, n, k)
+    weight, bias = native.PackedWeight.from_gguf_blocks(kind, blocks), torch.randn(n)
+    rounded = meaning.float().bfloat16().double()
+    x = torch.randn(300, k).to(dtype)
+    whole = native.linear(x, weight, bias, out=torch.empty(300, n), parts=0)
+    exact = x.bfloat16().double() @ rounded.T + bias
+    size = x.double().abs() @ rounded.abs().T + bias.abs()
+    assert ((whole - exact).abs() <= 2e-6 * size + 1e-30).all()
+    for m in M:
+        piece = native.linear(x[300 - m :], weight, bias, parts=0, threads=3)
+        assert torch.equal(piece, whole[300 - m :].to(dtype))
+    x[7, 5] = math.nan
+    assert native.linear(x, weight, bias, parts=0).isnan().any(1).nonzero().flatten().tolist() == [7]
+
+
 def test_a_vocabulary_sized_weight(make_blocks):
     blocks, meaning = make_blocks("Q4_0", 49152, 96)
     x = torch.randn(3, 96)

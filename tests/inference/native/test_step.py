@@ -18,7 +18,7 @@ from craton.checkpoints.gguf.quantize import quantize
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from craton.errors import UnknownName, UsageError
 from craton.inference.linears import prepare
-from craton.inference.native import library
+from craton.inference.native import library, structures
 from craton.inference.native.step import NativeStep, build
 from craton.models import CausalLM, CausalLMConfig
 from craton.trunk import (
@@ -93,7 +93,7 @@ def quantized(weight: Tensor, kind: str) -> QuantizedTensor:
 
 def step_of(model: CausalLM) -> NativeStep:
     fast = copy.deepcopy(model)
-    prepare(fast, prepack=False, unpack=False, release=lambda: None)
+    prepare(fast, prepack=False, tiles=False, release=lambda: None)
     step, reason = build(fast)
     assert step is not None, reason
     return step
@@ -192,7 +192,7 @@ def test_context_across_chunks_and_a_growing_cache(window):
 def test_it_goes_on_where_torch_has_read():
     model, ids = MODELS["plain"](), words(30)
     cache, fast = cache_of(model, dtype=torch.float16), copy.deepcopy(model)
-    prepare(fast, prepack=False, unpack=False, release=lambda: None)
+    prepare(fast, prepack=False, tiles=False, release=lambda: None)
     fast.hidden(torch.tensor(ids[:29]), torch.arange(29), torch.zeros(29, dtype=torch.long), cache)
     found = NativeStep(fast)([ids[29]], [29], [0], cache, 2)
     assert error(found[0], reference(model, ids)[29]) < 4e-3
@@ -245,6 +245,54 @@ def test_more_rows_than_one_call_takes():
     assert torch.equal(found, one_by_one(model, ids))
 
 
+def test_logits_of_the_last_rows_only():
+    model, ids = MODELS["plain"](), words(300)
+    expected = one_by_one(model, ids)
+    for wanted in (0, 1, 50):
+        found = step_of(model)(ids, range(300), [0] * 300, cache_of(model), 2, logits=wanted)
+        assert torch.equal(found, expected[300 - wanted :])
+
+
+needs_tiles = pytest.mark.skipif(not library.has_tiles(), reason="this CPU has no matrix unit that the kernels can use")
+
+
+@needs_tiles
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_in_bfloat16_agrees_with_torch(name):
+    model, ids = MODELS[name](), words(200)
+    found = step_of(model)(ids, range(200), [0] * 200, cache_of(model), 2, parts=0)
+    assert 0 < error(found, reference(model, ids)) < 2.5e-2
+
+
+@needs_tiles
+@pytest.mark.parametrize("name", ["plain", "one key head", "wide heads", "window and softcap", "biases of some"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_prompt_is_the_same_bits_however_it_is_cut(name, dtype):
+    model, ids, size = MODELS[name](), words(333), 333
+    results = []
+    for threads, lengths in ((1, [size]), (3, [1, 15, 16, 17, 31, 100, 153])):
+        step, cache, place = step_of(model), cache_of(model, 2, dtype), 0
+        for length in lengths:
+            piece = range(place, place + length)
+            logits = step(ids[place : place + length], piece, [1] * length, cache, threads, parts=0, logits=1)
+            place += length
+        assert cache.lengths == [0, size]
+        kept = [t[1, :, :size].float() for t in (*cache.keys, *cache.values)]
+        results.append([logits, *kept])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_tiles
+def test_rows_of_several_texts_in_bfloat16():
+    model, texts = MODELS["plain"](), [words(20, seed=i) for i in range(3)]
+    cache = cache_of(model, 3)
+    ids, places, slots = sum(texts, []), [*range(20)] * 3, [slot for slot in range(3) for _ in range(20)]
+    found = step_of(model)(ids, places, slots, cache, 2, parts=0)
+    for slot, text in enumerate(texts):
+        assert error(found[20 * slot : 20 * slot + 20], reference(model, text)) < 2.5e-2
+
+
 def test_no_rows():
     model = MODELS["plain"]()
     assert step_of(model)([], [], [], cache_of(model), 1).shape == (0, VOCAB)
@@ -254,7 +302,7 @@ def test_no_rows():
 def test_a_bad_number_gives_nan_and_no_crash(isa, bad):
     model = MODELS["plain"]()
     fast = copy.deepcopy(model)
-    prepare(fast, prepack=False, unpack=False, release=lambda: None)
+    prepare(fast, prepack=False, tiles=False, release=lambda: None)
     norm = fast.trunk.layers[0].attention_norm["input"]
     norm.weight[3] = bad
     assert NativeStep(fast)([1, 2], [0, 1], [0, 0], cache_of(model), 2).isnan().all()
@@ -292,12 +340,11 @@ def test_null_pointers_and_wrong_shapes_are_refused():
     step, cache = step_of(model), cache_of(model)
     step([1], [0], [0], cache, 1)
     call, one, out = library.library().craton_step, (ctypes.c_int64 * 1)(0), torch.empty(VOCAB)
-    good = [ctypes.byref(step._model), ctypes.byref(step._cache), one, one, one, 1, out.data_ptr(), 1]
+    rows = structures.StepRows(*[ctypes.addressof(one)] * 3, 1, 1, 2)
+    good = [ctypes.byref(step._model), ctypes.byref(step._cache), ctypes.byref(rows), out.data_ptr(), 1]
     assert call(*good) == library.OK
-    for place in (0, 1, 2, 3, 4, 6):
+    for place in (0, 1, 2, 3):
         assert call(*good[:place], None, *good[place + 1 :]) == library.BAD_ARGUMENT
-    for rows in (-1, 65):
-        assert call(*good[:5], rows, *good[6:]) == library.BAD_ARGUMENT
     record = step._layers[0]
     for part, field, value in (
         (record, "heads", 3),
@@ -313,6 +360,15 @@ def test_null_pointers_and_wrong_shapes_are_refused():
         (step._cache, "capacity", 100),
         (step._cache, "type", 3),
         (step._cache, "layers", 1),
+        (rows, "ids", None),
+        (rows, "positions", None),
+        (rows, "slots", None),
+        (rows, "count", -1),
+        (rows, "count", 257),
+        (rows, "logits", -1),
+        (rows, "logits", 2),
+        (rows, "parts", 3),
+        (rows, "parts", -1),
     ):
         before = getattr(part, field)
         setattr(part, field, value)
@@ -346,7 +402,7 @@ LONG = RotaryScaling(kind="longrope", original_context=8, short_factors=(1.0,) *
 )
 def test_a_model_that_it_cannot_run_has_a_reason(model, reason):
     fast = model()
-    prepare(fast, prepack=False, unpack=False, release=lambda: None)
+    prepare(fast, prepack=False, tiles=False, release=lambda: None)
     step, words_ = build(fast)
     assert step is None
     assert reason in words_
@@ -394,7 +450,7 @@ def test_int8_activations_keep_8_bits_here_as_in_torchs_way():
     model, ids = MODELS["plain"](), words(21)
     exact = one_by_one(model, ids)
     coarse = copy.deepcopy(model)
-    prepare(coarse, prepack=False, unpack=False, release=lambda: None, parts=1)
+    prepare(coarse, prepack=False, tiles=False, release=lambda: None, parts=1)
     step, cache = build(coarse)[0], cache_of(model)
     assert step is not None
     found = torch.cat([step([token], [i], [0], cache, 1) for i, token in enumerate(ids)])

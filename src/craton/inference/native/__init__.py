@@ -5,7 +5,7 @@ quantised to int8 on the way, on a thread pool of the kernels' own. The C++ lies
 where it was not built, `available()` is False, `reason()` says why, and torch does the same work.
 """
 
-from craton.inference.native.library import available, isa, reason
+from craton.inference.native.library import available, has_tiles, isa, reason
 from craton.inference.native.packed import PackedWeight, dequantize, linear, rows, set_threads
 
-__all__ = ["PackedWeight", "available", "dequantize", "isa", "linear", "reason", "rows", "set_threads"]
+__all__ = ["PackedWeight", "available", "dequantize", "has_tiles", "isa", "linear", "reason", "rows", "set_threads"]

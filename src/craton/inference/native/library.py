@@ -12,7 +12,7 @@ from pathlib import Path
 
 from craton.errors import UnknownName, UsageError
 
-ABI_VERSION = 3  # CRATON_ABI_VERSION
+ABI_VERSION = 4  # CRATON_ABI_VERSION
 OK, BAD_ARGUMENT, NO_MEMORY = 0, 1, 2  # craton_status
 ISAS = ("avx512vnni", "avx2", "portable")
 
@@ -33,7 +33,8 @@ _SIGNATURES = {
         (c_void_p, c_void_p, c_int64, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_int64, c_int32, c_int32),
         c_int32,
     ),
-    "craton_step": ((c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32), c_int32),
+    "craton_has_tiles": ((), c_int32),
+    "craton_step": ((c_void_p, c_void_p, c_void_p, c_void_p, c_int32), c_int32),
     "craton_rows": ((c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32), c_int32),
 }
 
@@ -85,6 +86,11 @@ def library() -> ctypes.CDLL:
 def isa() -> str:
     """The instruction set that the kernels use on this CPU: one of `ISAS`."""
     return str(library().craton_isa().decode())
+
+
+def has_tiles() -> bool:
+    """Whether this CPU has a matrix unit that the kernels can use (Intel's AMX), for products in bfloat16."""
+    return available() and bool(library().craton_has_tiles())
 
 
 def select_isa(name: str) -> None:

@@ -102,7 +102,7 @@ def linear(
 
     parts: 2 quantises what the first rounding left over as well, on a finer scale, and keeps about 15 bits of each
     activation; 1 keeps 8 and takes half the arithmetic, which shows with many rows (with few, the weights' bytes
-    decide).
+    decide). 0, which needs `has_tiles()`, rounds activations and weights to bfloat16: many times faster with many rows.
 
     x: fp32 or bf16. bias: fp32 [n]. out: fp32 or bf16 [m, n], which must not overlap x; by default new, of x's type.
     Sums are in fp32, and a row's result is the same bits whatever m, threads and instruction set are. A row that holds

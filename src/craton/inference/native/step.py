@@ -21,7 +21,7 @@ from craton.trunk.feedforward import FeedForward
 from craton.trunk.norms import Norm
 from craton.trunk.positions import inverse_frequencies
 
-MOST_ROWS = 64  # of one call: kMostStepRows
+MOST_ROWS = 256  # of one call: kMostRows
 LARGEST_HEAD = 256  # kLargestHead
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")  # craton_activation
 PLACES: tuple[NormPlace, ...] = ("input", "output", "residual")
@@ -72,45 +72,65 @@ class NativeStep:
         self._pointers: list[ctypes.Array[ctypes.c_void_p]] = []
 
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], cache: KVCache, threads: int
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        cache: KVCache,
+        threads: int,
+        *,
+        parts: int | None = None,
+        logits: int | None = None,
     ) -> Tensor:
-        """fp32 logits [rows, vocab] of token ids[i] at positions[i] of cache slot slots[i].
+        """fp32 logits [logits, vocab] that follow the last `logits` of the rows (default: all): token ids[i] at
+        positions[i] of cache slot slots[i].
 
         Keys and values go to the cache, whose lengths then end with the last of the rows. Several rows of one slot are
-        several tokens of one sequence: each sees those before it.
+        several tokens of one sequence: each sees those before it. parts: the arithmetic of the layers' products (see
+        `native.linear`), by default the model's own.
 
         Raises UsageError for a row outside the vocabulary or the cache.
         """
         cache.reserve(max(positions, default=0) + 1)
         self._take(cache)
-        logits_BV = torch.empty(len(ids), self._vocab)
+        wanted = len(ids) if logits is None else logits
+        logits_BV = torch.empty(wanted, self._vocab)
+        silent = len(ids) - wanted
         for first in range(0, len(ids), MOST_ROWS):
             part = slice(first, first + MOST_ROWS)
-            self._run(ids[part], positions[part], slots[part], logits_BV[part], threads)
+            answered = slice(max(0, first - silent), max(0, first + MOST_ROWS - silent))
+            self._run(
+                ids[part],
+                positions[part],
+                slots[part],
+                logits_BV[answered],
+                self._model.parts if parts is None else parts,
+                threads,
+            )
         for position, slot in zip(positions, slots, strict=True):
             cache.lengths[slot] = position + 1
         return logits_BV
 
     def _run(
-        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], logits_BV: Tensor, threads: int
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        logits_BV: Tensor,
+        parts: int,
+        threads: int,
     ) -> None:
-        rows = len(ids)
-        numbers = ctypes.c_int64 * rows
+        numbers = ctypes.c_int64 * len(ids)
+        arrays = [numbers(*column) for column in (ids, positions, slots)]
+        rows = structures.StepRows(*map(ctypes.addressof, arrays), len(ids), len(logits_BV), parts)
         status = native.library().craton_step(
-            ctypes.byref(self._model),
-            ctypes.byref(self._cache),
-            numbers(*ids),
-            numbers(*positions),
-            numbers(*slots),
-            rows,
-            logits_BV.data_ptr(),
-            threads,
+            ctypes.byref(self._model), ctypes.byref(self._cache), ctypes.byref(rows), logits_BV.data_ptr(), threads
         )
         if status == native.NO_MEMORY:
-            raise MemoryError("no memory for a decode step")
+            raise MemoryError("no memory for a step of the model")
         if status != native.OK:
             raise UsageError(
-                f"a decode step of ids {list(ids)} at positions {list(positions)} of slots {list(slots)} does not fit "
+                f"a step of ids {list(ids)} at positions {list(positions)} of slots {list(slots)} does not fit "
                 f"a vocabulary of {self._vocab} and a cache of {self._cache.slots} slots"
             )
 

@@ -72,3 +72,14 @@ class Cache(ctypes.Structure):
         ("layers", c_int32),
         ("type", c_int32),
     )
+
+
+class StepRows(ctypes.Structure):
+    """craton_step_rows."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("ids", "positions", "slots")),
+        ("count", c_int64),
+        ("logits", c_int64),
+        ("parts", c_int32),
+    )

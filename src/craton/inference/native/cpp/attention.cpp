@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "numbers.h"
+#include "strips.h"
 
 namespace craton {
 namespace {
@@ -45,6 +46,16 @@ void write_heads(const craton_cache& cache, const float* from, int64_t heads, in
 
 }  // namespace
 
+void write_to_cache(const Layer& layer, int32_t number, const craton_cache& cache, const StepRows& rows,
+                    const float* qkv) {
+    const int64_t heads = layer.settings->kv_heads, size = layer.settings->head_size;
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const float* k = qkv + i * layer.qkv_size() + layer.q_size();
+        write_heads(cache, k, heads, size, rows.slots[i], rows.positions[i], cache.keys[number]);
+        write_heads(cache, k + layer.kv_size(), heads, size, rows.slots[i], rows.positions[i], cache.values[number]);
+    }
+}
+
 int64_t attention_scratch(const Layer& layer, const StepRows& rows) {
     int64_t chunks = 0;
     for (int64_t i = 0; i < rows.count; ++i) chunks += Span(*layer.settings, rows.positions[i]).chunks();
@@ -56,14 +67,12 @@ void attention(const Layer& layer, int32_t number, const craton_cache& cache, co
     const craton_layer& settings = *layer.settings;
     const RowMath& math = kernels().rows;
     const int64_t groups = settings.kv_heads, size = settings.head_size, together = settings.heads / groups;
-    const int64_t q_size = layer.q_size(), kv_size = layer.kv_size(), qkv_size = layer.qkv_size();
+    const int64_t q_size = layer.q_size(), qkv_size = layer.qkv_size();
 
-    int64_t tasks[kMostStepRows + 1], keys = 0;  // tasks before each row: one for each key head and chunk
+    int64_t tasks[kMostRows + 1], keys = 0;  // tasks before each row: one for each key head and chunk
     tasks[0] = 0;
+    write_to_cache(layer, number, cache, rows, qkv);
     for (int64_t i = 0; i < rows.count; ++i) {
-        const float* k = qkv + i * qkv_size + q_size;
-        write_heads(cache, k, groups, size, rows.slots[i], rows.positions[i], cache.keys[number]);
-        write_heads(cache, k + kv_size, groups, size, rows.slots[i], rows.positions[i], cache.values[number]);
         const Span span(settings, rows.positions[i]);
         tasks[i + 1] = tasks[i] + groups * span.chunks();
         keys += span.end - span.begin;

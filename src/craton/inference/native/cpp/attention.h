@@ -6,6 +6,10 @@
 
 namespace craton {
 
+// The rows' keys and values to layer `number` of the cache.
+void write_to_cache(const Layer& layer, int32_t number, const craton_cache& cache, const StepRows& rows,
+                    const float* qkv);
+
 // Floats of scratch that `attention` needs for these rows.
 int64_t attention_scratch(const Layer& layer, const StepRows& rows);
 

@@ -9,7 +9,7 @@
 #define CRATON_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a signature or the packed layout below changes; Python refuses a library of another version.
-enum { CRATON_ABI_VERSION = 3 };
+enum { CRATON_ABI_VERSION = 4 };
 
 enum craton_status {
     CRATON_OK = 0,
@@ -37,6 +37,9 @@ CRATON_API int32_t craton_abi_version(void);
 CRATON_API const char* craton_isa(void);
 CRATON_API int32_t craton_select_isa(const char* name);
 
+// Whether there is a matrix unit (tiles.h) besides, whatever the instruction set in use.
+CRATON_API int32_t craton_has_tiles(void);
+
 // Bytes of a packed matrix, or -1 if its shape or format cannot be packed.
 CRATON_API int64_t craton_packed_bytes(int32_t format, int64_t rows, int64_t columns);
 
@@ -45,7 +48,8 @@ CRATON_API int32_t craton_pack(int32_t format, int64_t rows, int64_t columns, co
                                uint8_t* packed, int32_t threads);
 
 // y[m, rows] = x[m, columns] @ weight.T + bias; bias is fp32 or null. y must not overlap x. x is quantised to int8
-// numbers, `parts` (1 or 2) for each of its values: 8 or about 15 bits.
+// numbers, `parts` (1 or 2) for each of its values: 8 or about 15 bits. With 0 parts, which need craton_has_tiles, both
+// are rounded to bfloat16: for many rows.
 CRATON_API int32_t craton_linear(const craton_weight* weight, const void* x, int64_t m, int64_t x_stride,
                                  int32_t x_type, int32_t parts, const float* bias, void* y, int64_t y_stride,
                                  int32_t y_type, int32_t threads);
@@ -99,7 +103,7 @@ struct craton_model {
     struct craton_norm final_norm;
     struct craton_projection head;
     float logit_softcap;  // 0: none
-    int32_t parts;        // int8 numbers for each activation, 1 or 2: see craton_linear
+    int32_t parts;        // 1 or 2: the arithmetic of the head's product, see craton_linear
 };
 
 // Keys and values [slots, kv_heads, capacity, head_size] of each layer; capacity is a multiple of 16.
@@ -110,9 +114,15 @@ struct craton_cache {
     int32_t layers, type;
 };
 
-// One decode step: token ids[i] at positions[i] of slot slots[i], for each of `rows` rows. Writes the rows' keys and
-// values to the cache and each row's logits to logits[i, vocabulary]. A row sees its slot's positions up to its own,
-// those that this call writes among them; so rows of one slot may follow one another.
-CRATON_API int32_t craton_step(const struct craton_model* model, const struct craton_cache* cache, const int64_t* ids,
-                               const int64_t* positions, const int64_t* slots, int64_t rows, float* logits,
-                               int32_t threads);
+// Token ids[i] at positions[i] of slot slots[i], for each of `count` rows, at most 256. A row sees its slot's positions up
+// to its own, those of the same call among them, so rows of one slot may follow one another. The last `logits` rows get
+// logits. parts: the arithmetic of the layers' products (see craton_linear); the head's is the model's.
+struct craton_step_rows {
+    const int64_t *ids, *positions, *slots;
+    int64_t count, logits;
+    int32_t parts;
+};
+
+// Run the rows through the model: their keys and values go to the cache, logits to logits[rows->logits, vocabulary].
+CRATON_API int32_t craton_step(const struct craton_model* model, const struct craton_cache* cache,
+                               const struct craton_step_rows* rows, float* logits, int32_t threads);

@@ -8,11 +8,14 @@
 #include "pack.h"
 #include "pool.h"
 #include "step.h"
+#include "strips.h"
 
 namespace craton {
 namespace {
 
 bool is_type(int32_t type) { return type == CRATON_F32 || type == CRATON_BF16; }
+
+bool have_parts(int32_t parts) { return parts == 1 || parts == 2 || (parts == 0 && tile_math()); }
 
 int32_t clamp_threads(int32_t threads) { return std::clamp(threads, 1, kMostThreads); }
 
@@ -37,6 +40,8 @@ const char* craton_isa(void) { return kernels().name; }
 
 int32_t craton_select_isa(const char* name) { return select_kernels(name) ? CRATON_OK : CRATON_BAD_ARGUMENT; }
 
+int32_t craton_has_tiles(void) { return tile_math() != nullptr; }
+
 int64_t craton_packed_bytes(int32_t format, int64_t rows, int64_t columns) {
     Weight weight;
     if (!check({nullptr, rows, columns, format}, weight)) return -1;
@@ -55,7 +60,7 @@ int32_t craton_linear(const craton_weight* weight, const void* x, int64_t m, int
                       int32_t parts, const float* bias, void* y, int64_t y_stride, int32_t y_type, int32_t threads) {
     Weight checked;
     if (!check(*weight, checked) || m < 0 || !is_type(x_type) || !is_type(y_type)) return CRATON_BAD_ARGUMENT;
-    if (parts != 1 && parts != 2) return CRATON_BAD_ARGUMENT;
+    if (!have_parts(parts)) return CRATON_BAD_ARGUMENT;
     return guarded([&] {
         linear(checked, {x, m, x_stride, craton_type(x_type)}, parts, bias, {y, m, y_stride, craton_type(y_type)},
                clamp_threads(threads));
@@ -72,17 +77,19 @@ int32_t craton_rows(const craton_weight* weight, const int64_t* ids, int64_t cou
     return guarded([&] { unpack_rows(checked, ids, count, out, craton_type(out_type), clamp_threads(threads)); });
 }
 
-int32_t craton_step(const craton_model* model, const craton_cache* cache, const int64_t* ids, const int64_t* positions,
-                    const int64_t* slots, int64_t rows, float* logits, int32_t threads) {
-    if (!model || !cache || rows < 0 || rows > kMostStepRows) return CRATON_BAD_ARGUMENT;
-    if (rows > 0 && (!ids || !positions || !slots || !logits)) return CRATON_BAD_ARGUMENT;
+int32_t craton_step(const craton_model* model, const craton_cache* cache, const craton_step_rows* rows, float* logits,
+                    int32_t threads) {
+    if (!model || !cache || !rows || rows->count < 0 || rows->count > kMostRows) return CRATON_BAD_ARGUMENT;
+    if (rows->logits < 0 || rows->logits > rows->count || !have_parts(rows->parts)) return CRATON_BAD_ARGUMENT;
+    if (rows->count > 0 && (!rows->ids || !rows->positions || !rows->slots)) return CRATON_BAD_ARGUMENT;
+    if (rows->logits > 0 && !logits) return CRATON_BAD_ARGUMENT;
     int32_t status = CRATON_OK;
     const int32_t failed = guarded([&] {
         CheckedModel checked;
-        if (!check(*model, checked) || !check(checked, *cache, {ids, positions, slots, rows})) {
+        if (!check(*model, checked) || !check(checked, *cache, *rows)) {
             status = CRATON_BAD_ARGUMENT;
         } else {
-            step(checked, *cache, {ids, positions, slots, rows}, logits, clamp_threads(threads));
+            step(checked, *cache, *rows, logits, clamp_threads(threads));
         }
     });
     return failed == CRATON_OK ? status : failed;

@@ -9,8 +9,7 @@
 namespace craton {
 namespace {
 
-// Activations are quantised a slab of rows at a time: enough rows to use each weight often, few enough for the L2
-// cache.
+// Activations are taken a slab of rows at a time: enough rows to use each weight often, few enough for the L2 cache.
 constexpr int64_t kSlabBytes = 512 << 10;
 constexpr int64_t kFewestSlabRows = 32;
 
@@ -18,8 +17,9 @@ constexpr int64_t kFewestSlabRows = 32;
 constexpr int64_t kMacsPerThread = 128 << 10;
 constexpr int64_t kValuesPerThread = 16 << 10;
 
-int64_t slab_rows(int64_t row_bytes) {
-    return std::max(kSlabBytes / row_bytes / kTileRows * kTileRows, kFewestSlabRows);
+int64_t slab_rows(int64_t parts, int64_t groups) {
+    const int64_t fitting = kSlabBytes / Slab::bytes(kTileLines, parts, groups) * kTileLines;
+    return std::clamp(fitting, kFewestSlabRows, kMostRows);
 }
 
 const uint8_t* element(const Rows<const void>& rows, int64_t row) {
@@ -30,14 +30,16 @@ const uint8_t* element(const Rows<const void>& rows, int64_t row) {
 template <typename T>
 void multiply_to(const Weight& weight, const Slab& slab, const float* bias, T* y, int64_t stride, int64_t begin,
                  int64_t end) {
-    const auto put = [&](int64_t row, int64_t first, int64_t outputs, const float* sums) {
-        T* out = y + row * stride + first;
-        for (int64_t n = 0; n < outputs; ++n) {
-            const float sum = whole_sum(sums, slab.parts, n);
-            store_float(out + n, bias ? sum + bias[first + n] : sum);
+    alignas(kVectorBytes) float sums[kMostRows * kStripRows];
+    for (int64_t s = begin; s < end; ++s) {
+        multiply_strip(weight, s, slab, sums);
+        const int64_t first = s * kStripRows, outputs = std::min(kStripRows, weight.rows - first);
+        for (int64_t row = 0; row < slab.count; ++row) {
+            T* out = y + row * stride + first;
+            const float* sum = sums + row * kStripRows;
+            for (int64_t n = 0; n < outputs; ++n) store_float(out + n, bias ? sum[n] + bias[first + n] : sum[n]);
         }
-    };
-    multiply_strips(weight, slab, begin, end, put);
+    }
 }
 
 }  // namespace
@@ -45,18 +47,19 @@ void multiply_to(const Weight& weight, const Slab& slab, const float* bias, T* y
 void linear(const Weight& weight, const Rows<const void>& x, int64_t parts, const float* bias, const Rows<void>& y,
             int32_t threads) {
     thread_local std::vector<uint8_t> scratch;
-    const int64_t row_bytes = weight.groups * kTileGroupBytes, columns = weight.groups * kGroup;
-    const int64_t most_rows = std::min(slab_rows(row_bytes), x.count * parts);  // quantised ones; even with two parts
-    if (int64_t(scratch.size()) < most_rows * row_bytes) scratch.resize(size_t(most_rows * row_bytes));
+    const int64_t columns = weight.groups * kGroup, most_rows = std::min(slab_rows(parts, weight.groups), x.count);
+    const int64_t bytes = Slab::bytes(most_rows, parts, weight.groups) + kVectorBytes;
+    if (int64_t(scratch.size()) < bytes) scratch.resize(size_t(bytes));
+    uint8_t* const data = reinterpret_cast<uint8_t*>(round_up(int64_t(scratch.data()), kVectorBytes));
 
-    for (int64_t first = 0; first < x.count; first += most_rows / parts) {
-        const Slab slab{scratch.data(), std::min(most_rows / parts, x.count - first), parts, weight.groups};
+    for (int64_t first = 0; first < x.count; first += most_rows) {
+        const Slab slab{data, std::min(most_rows, x.count - first), parts, weight.groups};
         parallel_for(threads, slab.count, kValuesPerThread / columns + 1, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                quantize_row(weight.format, x.type, element(x, first + i), slab, i);
+                store_row(weight.format, x.type, element(x, first + i), slab, i, 0, weight.groups);
             }
         });
-        const int64_t grain = kMacsPerThread / (slab.rows() * columns * kStripRows) + 1;
+        const int64_t grain = kMacsPerThread / (slab.count * columns * kStripRows) + 1;
         parallel_for(threads, strip_count(weight), grain, [&](int64_t begin, int64_t end) {
             if (y.type == CRATON_F32) {
                 float* out = static_cast<float*>(y.data) + first * y.stride;

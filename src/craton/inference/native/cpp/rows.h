@@ -31,12 +31,21 @@ struct ChunkResults {
     int64_t chunks, number_stride, out_stride;
 };
 
+// One query's products with keys 0 .. count - 1, of which it sees begin .. end - 1; count is a multiple of 16. They become
+// e^(scale * product - the largest of those), and 0 for what it does not see; their sum is given.
+struct Scores {
+    float* values;
+    int64_t count, begin, end;
+    float scale, softcap;  // softcap 0: none
+};
+
 struct RowMath {
     void (*activate)(Activation kind, const float* gate, const float* up, int64_t count, float* out);  // up may be null
     void (*soft_cap)(float cap, float* x, int64_t count);
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t count, float* out);
     void (*attend[3])(const AttentionChunk& chunk);  // indexed by the cache's craton_type
     void (*join_chunks)(const ChunkResults& from, int64_t size, float* out);
+    float (*weigh)(const Scores& scores);
 };
 
 extern const RowMath portable_rows;

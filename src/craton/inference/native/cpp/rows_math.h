@@ -208,4 +208,33 @@ CRATON_TARGET void join_chunks(const ChunkResults& from, int64_t size, float* ou
     for (int64_t i = 0; i < size; i += 16) store(out + i, divide(load(out + i), all(total)));
 }
 
-constexpr RowMath row_math = {activate, soft_cap, rms_norm, {attend<float>, attend<BFloat>, attend<Half>}, join_chunks};
+CRATON_TARGET float weigh(const Scores& scores) {
+    const int64_t first = scores.begin / 16 * 16, last = (scores.end + 15) / 16 * 16;
+    float* values = scores.values;
+    Lanes most = all(-INFINITY);
+    for (int64_t i = first; i < last; i += 16) {
+        Lanes score = multiply(load(values + i), all(scores.scale));
+        if (scores.softcap > 0) {
+            score = multiply(all(scores.softcap), hyperbolic_tangent(divide(score, all(scores.softcap))));
+        }
+        store(values + i, score);
+        if (i < scores.begin || i + 16 > scores.end) {
+            for (int64_t key = i; key < i + 16; ++key) {
+                if (key < scores.begin || key >= scores.end) values[key] = -INFINITY;
+            }
+        }
+        most = larger(most, load(values + i));
+    }
+    const Lanes maximum = all(largest(most));
+    Lanes total = all(0.0f);
+    for (int64_t i = first; i < last; i += 16) {
+        const Lanes weight = exponential(subtract(load(values + i), maximum));
+        store(values + i, weight);
+        total = add(total, weight);
+    }
+    for (int64_t i = 0; i < first; i += 16) store(values + i, all(0.0f));
+    for (int64_t i = last; i < scores.count; i += 16) store(values + i, all(0.0f));
+    return sum(total);
+}
+
+constexpr RowMath row_math = {activate, soft_cap, rms_norm, {attend<float>, attend<BFloat>, attend<Half>}, join_chunks, weigh};

@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "numbers.h"
 #include "pool.h"
+#include "prompt.h"
 #include "strips.h"
 
 namespace craton {
@@ -50,7 +51,7 @@ class Step {
 public:
     Step(const CheckedModel& model, const craton_cache& cache, const StepRows& rows, int32_t threads)
         : model_(model), cache_(cache), rows_(rows), threads_(threads), width_(model.width),
-          parts_(model.settings->parts), math_(kernels().rows) {
+          parts_(rows.parts), prompt_(is_prompt(rows)), math_(kernels().rows) {
         thread_local Scratch scratch;
         int64_t widest = width_, joined = 0, attended = 0, hidden = 0, partial = 0;
         for (const Layer& layer : model.layers) {
@@ -58,12 +59,13 @@ public:
             joined = std::max(joined, layer.qkv_size());
             attended = std::max(attended, layer.q_size());
             hidden = std::max(hidden, layer.hidden());
-            partial = std::max(partial, attention_scratch(layer, rows));
+            if (!prompt_) partial = std::max(partial, attention_scratch(layer, rows));
         }
         const int64_t n = rows.count, rotaries = model.settings->rotary_count;
         const int64_t floats = n * (3 * width_ + joined + attended + rotaries * kLargestHead) + partial;
-        const int64_t quantized = n * parts_ * (2 * widest + hidden) / kGroup * kTileGroupBytes;
-        scratch.reserve(floats * 4 + quantized + 16 * kVectorBytes);
+        const int64_t input = Slab::bytes(n, parts_, widest / kGroup), units = Slab::bytes(n, parts_, hidden / kGroup);
+        const int64_t last = Slab::bytes(rows.logits, model.settings->parts, width_ / kGroup);
+        scratch.reserve(floats * 4 + 2 * input + units + last + 16 * kVectorBytes);
         x_ = scratch.take<float>(n * width_);
         normed_ = scratch.take<float>(n * width_);
         branch_ = scratch.take<float>(n * width_);
@@ -71,9 +73,10 @@ public:
         attended_ = scratch.take<float>(n * attended);
         turns_ = scratch.take<float>(n * rotaries * kLargestHead);
         partial_ = scratch.take<float>(partial);
-        input_ = scratch.take<uint8_t>(n * parts_ * widest / kGroup * kTileGroupBytes);
-        other_input_ = scratch.take<uint8_t>(n * parts_ * widest / kGroup * kTileGroupBytes);
-        hidden_ = scratch.take<uint8_t>(n * parts_ * hidden / kGroup * kTileGroupBytes);
+        input_ = scratch.take<uint8_t>(input);
+        other_input_ = scratch.take<uint8_t>(input);
+        hidden_ = scratch.take<uint8_t>(units);
+        last_ = scratch.take<uint8_t>(last);
     }
 
     void run(float* logits) {
@@ -84,13 +87,7 @@ public:
             attend(layer, int32_t(i));
             feed_forward(layer);
         }
-        const float* last = norm(model_.settings->final_norm, x_, normed_);
-        const float cap = model_.settings->logit_softcap;
-        multiply(model_.head, quantize(last, model_.head.weight, input_),
-                 [&](int64_t row, int64_t first, int64_t outputs, float* values) {
-                     if (cap > 0) math_.soft_cap(cap, values, outputs);
-                     memcpy(logits + row * model_.head.weight.rows + first, values, size_t(outputs) * 4);
-                 });
+        if (rows_.logits > 0) give_logits(logits);
     }
 
 private:
@@ -127,6 +124,22 @@ private:
 
     float* turns(int64_t rotary, int64_t row) const { return turns_ + (rotary * rows_.count + row) * kLargestHead; }
 
+    // The last rows' logits, always in the head's own arithmetic.
+    void give_logits(float* logits) const {
+        const Projection& head = model_.head;
+        const int64_t first = rows_.count - rows_.logits;
+        const float *last = norm(model_.settings->final_norm, x_, normed_) + first * width_;
+        const Slab in{last_, rows_.logits, model_.settings->parts, head.weight.groups};
+        each(rows_.logits, width_, [&](int64_t row) {
+            store_row(head.weight.format, CRATON_F32, last + row * width_, in, row, 0, in.groups);
+        });
+        const float cap = model_.settings->logit_softcap;
+        multiply(head, in, [&](int64_t row, int64_t first_output, int64_t outputs, float* values) {
+            if (cap > 0) math_.soft_cap(cap, values, outputs);
+            memcpy(logits + row * head.weight.rows + first_output, values, size_t(outputs) * 4);
+        });
+    }
+
     void attend(const Layer& layer, int32_t number) {
         const craton_layer& settings = *layer.settings;
         const float* in = norm(settings.attention_norms[kInput], x_, normed_);
@@ -144,7 +157,11 @@ private:
             norm_heads(settings, settings.k_norm, k, settings.kv_heads);
             if (settings.rotary >= 0) rotate(settings, row, q, settings.heads + settings.kv_heads);
         });
-        attention(layer, number, cache_, rows_, qkv_, partial_, attended_, threads_);
+        if (prompt_) {
+            prompt_attention(layer, number, cache_, rows_, qkv_, attended_, threads_);
+        } else {
+            attention(layer, number, cache_, rows_, qkv_, partial_, attended_, threads_);
+        }
         finish(layer.o, quantize(attended_, layer.o.weight, input_), settings.attention_norms);
     }
 
@@ -184,29 +201,17 @@ private:
         const Slab gate_in = shared ? up_in : quantize(in, gate.weight, other_input_);
         const Slab hidden{hidden_, rows_.count, parts_, layer.down.weight.groups};
         const Format format = layer.down.weight.format;
-        const auto quantize_group = kernels().quantize[format][CRATON_F32];
-        const auto multiply_up = kernels().multiply[up.weight.format];
-        const auto multiply_gate = kernels().multiply[gate ? gate.weight.format : up.weight.format];
-        const int64_t strips = strip_count(up.weight), macs = up_in.rows() * width_ * kStripRows * (gate ? 2 : 1);
+        const int64_t strips = strip_count(up.weight), macs = work_rows() * width_ * kStripRows * (gate ? 2 : 1);
         share(strips, macs, [&](int64_t begin, int64_t end) {
-            float up_sums[kTileRows * kStripRows], gate_sums[kTileRows * kStripRows];
+            alignas(kVectorBytes) float ups[kMostRows * kStripRows], gates[kMostRows * kStripRows], units[kStripRows];
             for (int64_t s = begin; s < end; ++s) {
-                Strip up_strip = strip_at(up.weight, s, s + 1), gate_strip{};
-                if (gate) gate_strip = strip_at(gate.weight, s, s + 1);
-                Tile tile = tile_at(0, up_in.rows());
-                for (; tile.first < up_in.rows(); tile = tile_at(tile.first + tile.width, up_in.rows())) {
-                    if (gate) multiply_gate(gate_strip, gate_in.tile(tile), tile.width, gate_sums);
-                    multiply_up(up_strip, up_in.tile(tile), tile.width, up_sums);
-                    gate_strip.next = up_strip.next = nullptr;
-                    for (int64_t m = 0; m < tile.width; m += parts_) {
-                        float ups[kStripRows], gates[kStripRows], units[kStripRows];
-                        complete(up, up_sums + m * kStripRows, s * kStripRows, kStripRows, ups);
-                        if (gate) complete(gate, gate_sums + m * kStripRows, s * kStripRows, kStripRows, gates);
-                        math_.activate(craton_activation(settings.activation), gate ? gates : ups,
-                                       gate ? ups : nullptr, kStripRows, units);
-                        uint8_t* group = hidden.tile(tile) + s * tile.width * kTileGroupBytes;
-                        quantize_group(units, 1, group, tile.width, m, parts_);
-                    }
+                multiply_with_bias(up, s, up_in, ups);
+                if (gate) multiply_with_bias(gate, s, gate_in, gates);
+                for (int64_t row = 0; row < rows_.count; ++row) {
+                    const float* up_row = ups + row * kStripRows;
+                    math_.activate(craton_activation(settings.activation), gate ? gates + row * kStripRows : up_row,
+                                   gate ? up_row : nullptr, kStripRows, units);
+                    store_row(format, CRATON_F32, units, hidden, row, s, 1);
                 }
             }
         });
@@ -241,33 +246,49 @@ private:
     Slab quantize(const float* x, const Weight& weight, uint8_t* data) const {
         const Slab slab{data, rows_.count, parts_, weight.groups};
         const int64_t size = weight.groups * kGroup;
-        each_row(size, [&](int64_t row) { quantize_row(weight.format, CRATON_F32, x + row * size, slab, row); });
+        each_row(size, [&](int64_t row) {
+            store_row(weight.format, CRATON_F32, x + row * size, slab, row, 0, weight.groups);
+        });
         return slab;
     }
 
-    // A strip's sums, those of one row's parts added up, plus the bias.
-    void complete(const Projection& projection, const float* sums, int64_t first, int64_t outputs, float* out) const {
-        for (int64_t n = 0; n < outputs; ++n) out[n] = whole_sum(sums, parts_, n);
+    // sums[row][output]
+    static void multiply_with_bias(const Projection& projection, int64_t strip, const Slab& in, float* sums) {
+        multiply_strip(projection.weight, strip, in, sums);
         if (!projection.bias) return;
-        for (int64_t n = 0; n < outputs; ++n) out[n] += projection.bias[first + n];
+        const float* bias = projection.bias + strip * kStripRows;
+        const int64_t outputs = std::min(kStripRows, projection.weight.rows - strip * kStripRows);
+        for (int64_t row = 0; row < in.count; ++row, sums += kStripRows) {
+            for (int64_t n = 0; n < outputs; ++n) sums[n] += bias[n];
+        }
     }
 
     // put(row, first output, outputs, values) for every row and strip.
     template <typename Put>
     void multiply(const Projection& projection, const Slab& in, const Put& put) const {
         const Weight& weight = projection.weight;
-        share(strip_count(weight), in.rows() * weight.groups * kGroup * kStripRows, [&](int64_t begin, int64_t end) {
-            multiply_strips(weight, in, begin, end, [&](int64_t row, int64_t first, int64_t outputs, const float* sums) {
-                float values[kStripRows];
-                complete(projection, sums, first, outputs, values);
-                put(row, first, outputs, values);
-            });
+        const int64_t macs = in.count * std::max<int64_t>(1, in.parts) * weight.groups * kGroup * kStripRows;
+        share(strip_count(weight), macs, [&](int64_t begin, int64_t end) {
+            alignas(kVectorBytes) float sums[kMostRows * kStripRows];
+            for (int64_t s = begin; s < end; ++s) {
+                multiply_with_bias(projection, s, in, sums);
+                const int64_t first = s * kStripRows, outputs = std::min(kStripRows, weight.rows - first);
+                for (int64_t row = 0; row < in.count; ++row) put(row, first, outputs, sums + row * kStripRows);
+            }
         });
     }
 
+    int64_t work_rows() const { return rows_.count * std::max<int64_t>(1, parts_); }
+
+    // body(row) for every row, in each of which so many values are touched.
     template <typename Body>
     void each_row(int64_t values, const Body& body) const {
-        parallel_for(threads_, rows_.count, kValuesPerThread / values + 1, [&](int64_t begin, int64_t end) {
+        each(rows_.count, values, body);
+    }
+
+    template <typename Body>
+    void each(int64_t rows, int64_t values, const Body& body) const {
+        parallel_for(threads_, rows, kValuesPerThread / values + 1, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) body(row);
         });
     }
@@ -284,9 +305,10 @@ private:
     const StepRows& rows_;
     const int32_t threads_;
     const int64_t width_, parts_;
+    const bool prompt_;
     const RowMath& math_;
     float *x_, *normed_, *branch_, *qkv_, *attended_, *turns_, *partial_;
-    uint8_t *input_, *other_input_, *hidden_;
+    uint8_t *input_, *other_input_, *hidden_, *last_;
 };
 
 }  // namespace

@@ -7,12 +7,7 @@
 
 namespace craton {
 
-constexpr int64_t kMostStepRows = 64;
-
-struct StepRows {
-    const int64_t *ids, *positions, *slots;
-    int64_t count;
-};
+using StepRows = craton_step_rows;
 
 struct Projection {
     Weight weight;  // without rows: none
