@@ -26,21 +26,11 @@ struct Span {
     int64_t chunks() const { return (end + kChunkKeys - 1) / kChunkKeys - first_chunk(); }
 };
 
-template <typename T>
-void write_row(const float* from, int64_t size, void* to, int64_t first) {
-    T* out = static_cast<T*>(to) + first;
-    for (int64_t i = 0; i < size; ++i) store_float(out + i, from[i]);
-}
-
 void write_heads(const craton_cache& cache, const float* from, int64_t heads, int64_t size, int64_t slot,
                  int64_t position, void* to) {
     for (int64_t h = 0; h < heads; ++h, from += size) {
         const int64_t first = ((slot * heads + h) * cache.capacity + position) * size;
-        switch (cache.type) {
-            case CRATON_F32: write_row<float>(from, size, to, first); break;
-            case CRATON_BF16: write_row<BFloat>(from, size, to, first); break;
-            default: write_row<Half>(from, size, to, first);
-        }
+        kernels().rows.keep[cache.type](from, size, static_cast<uint8_t*>(to) + first * bytes_of(cache.type));
     }
 }
 

@@ -22,6 +22,12 @@ CRATON_TARGET CRATON_INLINE void store(float* p, Lanes a) {
     _mm256_storeu_ps(p + 8, a.high);
 }
 
+CRATON_TARGET CRATON_INLINE void store(Half* p, Lanes a) {
+    __m128i* to = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(to, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(to + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
+}
+
 CRATON_TARGET CRATON_INLINE Lanes add(Lanes a, Lanes b) {
     return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
 }

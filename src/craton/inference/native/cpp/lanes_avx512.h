@@ -16,6 +16,9 @@ CRATON_TARGET CRATON_INLINE Lanes load(const Half* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 CRATON_TARGET CRATON_INLINE void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
+CRATON_TARGET CRATON_INLINE void store(Half* p, Lanes a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 
 CRATON_TARGET CRATON_INLINE Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 CRATON_TARGET CRATON_INLINE Lanes subtract(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }

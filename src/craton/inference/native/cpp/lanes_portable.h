@@ -18,6 +18,9 @@ CRATON_INLINE Lanes load(const T* p) {
     CRATON_EACH_LANE(load_float(p + i));
 }
 CRATON_INLINE void store(float* p, const Lanes& a) { memcpy(p, a.v, sizeof(a.v)); }
+CRATON_INLINE void store(Half* p, const Lanes& a) {
+    for (int i = 0; i < 16; ++i) store_float(p + i, a.v[i]);
+}
 
 CRATON_INLINE Lanes add(const Lanes& a, const Lanes& b) { CRATON_EACH_LANE(a.v[i] + b.v[i]); }
 CRATON_INLINE Lanes subtract(const Lanes& a, const Lanes& b) { CRATON_EACH_LANE(a.v[i] - b.v[i]); }

@@ -1,7 +1,6 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "pool.h"
 #include "strips.h"
@@ -46,11 +45,9 @@ void multiply_to(const Weight& weight, const Slab& slab, const float* bias, T* y
 
 void linear(const Weight& weight, const Rows<const void>& x, int64_t parts, const float* bias, const Rows<void>& y,
             int32_t threads) {
-    thread_local std::vector<uint8_t> scratch;
+    thread_local Buffer<uint8_t> scratch;
     const int64_t columns = weight.groups * kGroup, most_rows = std::min(slab_rows(parts, weight.groups), x.count);
-    const int64_t bytes = Slab::bytes(most_rows, parts, weight.groups) + kVectorBytes;
-    if (int64_t(scratch.size()) < bytes) scratch.resize(size_t(bytes));
-    uint8_t* const data = reinterpret_cast<uint8_t*>(round_up(int64_t(scratch.data()), kVectorBytes));
+    uint8_t* const data = scratch.get(Slab::bytes(most_rows, parts, weight.groups));
 
     for (int64_t first = 0; first < x.count; first += most_rows) {
         const Slab slab{data, std::min(most_rows, x.count - first), parts, weight.groups};

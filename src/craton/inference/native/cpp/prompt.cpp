@@ -1,7 +1,6 @@
 #include "prompt.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "attention.h"
 #include "kernels.h"
@@ -13,20 +12,6 @@ namespace {
 
 // Rows that go through attention together: few, so that they see about the same keys.
 constexpr int64_t kRowsTogether = 2 * kTileLines;
-
-// Memory that a thread keeps, on whole cache lines.
-template <typename T>
-class Buffer {
-public:
-    T* get(int64_t count) {
-        const size_t wanted = size_t(count) + kVectorBytes / sizeof(T);
-        if (memory_.size() < wanted) memory_.resize(wanted);
-        return reinterpret_cast<T*>(round_up(int64_t(memory_.data()), kVectorBytes));
-    }
-
-private:
-    std::vector<T> memory_;
-};
 
 // One key head's keys and values as weights of two products: queries . keys and scores . values.
 struct PackedHead {

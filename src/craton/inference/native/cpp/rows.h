@@ -45,6 +45,7 @@ struct RowMath {
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t count, float* out);
     void (*attend[3])(const AttentionChunk& chunk);  // indexed by the cache's craton_type
     void (*join_chunks)(const ChunkResults& from, int64_t size, float* out);
+    void (*keep[3])(const float* from, int64_t count, void* to);  // indexed by the cache's craton_type
     float (*weigh)(const Scores& scores);
 };
 

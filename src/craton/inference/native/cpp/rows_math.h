@@ -208,6 +208,16 @@ CRATON_TARGET void join_chunks(const ChunkResults& from, int64_t size, float* ou
     for (int64_t i = 0; i < size; i += 16) store(out + i, divide(load(out + i), all(total)));
 }
 
+// `count` numbers, a multiple of 16, as the cache keeps them.
+template <typename T>
+CRATON_TARGET void keep(const float* from, int64_t count, void* to) {
+    for (int64_t i = 0; i < count; ++i) store_float(static_cast<T*>(to) + i, from[i]);
+}
+template <>
+CRATON_TARGET void keep<Half>(const float* from, int64_t count, void* to) {
+    for (int64_t i = 0; i < count; i += 16) store(static_cast<Half*>(to) + i, load(from + i));
+}
+
 CRATON_TARGET float weigh(const Scores& scores) {
     const int64_t first = scores.begin / 16 * 16, last = (scores.end + 15) / 16 * 16;
     float* values = scores.values;
@@ -237,4 +247,12 @@ CRATON_TARGET float weigh(const Scores& scores) {
     return sum(total);
 }
 
-constexpr RowMath row_math = {activate, soft_cap, rms_norm, {attend<float>, attend<BFloat>, attend<Half>}, join_chunks, weigh};
+constexpr RowMath row_math = {
+    activate,
+    soft_cap,
+    rms_norm,
+    {attend<float>, attend<BFloat>, attend<Half>},
+    join_chunks,
+    {keep<float>, keep<BFloat>, keep<Half>},
+    weigh,
+};

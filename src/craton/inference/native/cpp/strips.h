@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels.h"
 #include "tiles.h"
@@ -62,14 +61,8 @@ inline Strip strip_at(const Weight& weight, int64_t index, int64_t next) {
 inline void multiply_strip(const Weight& weight, int64_t index, const Slab& slab, float* sums) {
     Strip strip = strip_at(weight, index, index + 1);
     if (slab.parts == 0) {
-        thread_local std::vector<BFloat> unpacked;  // on whole cache lines, like every tile
-        const size_t numbers = size_t(kStripBlocks * weight.groups * kTileNumbers) + kVectorBytes / 2;
-        if (unpacked.size() < numbers) unpacked.resize(numbers);
-        BFloat* weights = reinterpret_cast<BFloat*>(round_up(int64_t(unpacked.data()), kVectorBytes));
-        tile_math()->unpack[weight.format](strip, weights);
         const int64_t tiles = (slab.count + kTileLines - 1) / kTileLines;
-        return tile_math()->multiply({slab.bfloats(), tiles, weight.groups, weights, strip.count,
-                                      weight.groups * kTileNumbers, sums, kStripRows});
+        return tile_math()->multiply_strip[weight.format](strip, slab.bfloats(), tiles, sums);
     }
     const auto multiply = kernels().multiply[weight.format];
     const int64_t rows = slab.rows();

@@ -27,13 +27,12 @@ CRATON_AMX CRATON_INLINE void store_line(__m512 even, __m512 odd, __m512i places
     _mm512_store_si512(line, _mm512_permutexvar_epi16(places, both));
 }
 
-// Four bytes of each of sixteen outputs: two lines.
-template <Format format>
-CRATON_AMX CRATON_INLINE void store_lines(__m512i bytes, __m512 scale, __m512 minimum, __m512i places, uint8_t* line) {
-    const __m512i offset = _mm512_set1_epi32(quant_offset(format)), low = _mm512_set1_epi32(0xff);
+// Four bytes of each of sixteen outputs: two lines. A number is quant * scale + shift, which is exact before it is
+// rounded to bfloat16 where the shift is that of a symmetric format.
+CRATON_AMX CRATON_INLINE void store_lines(__m512i bytes, __m512 scale, __m512 shift, __m512i places, uint8_t* line) {
+    const __m512i low = _mm512_set1_epi32(0xff);
     const auto number = [&](__m512i quant) CRATON_AMX {
-        const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(quant, offset)), scale);
-        return has_minimum(format) ? _mm512_add_ps(value, minimum) : value;
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(quant), scale, shift);
     };
     const __m512 first = number(_mm512_and_si512(bytes, low));
     const __m512 second = number(_mm512_and_si512(_mm512_srli_epi32(bytes, 8), low));
@@ -43,33 +42,25 @@ CRATON_AMX CRATON_INLINE void store_lines(__m512i bytes, __m512 scale, __m512 mi
     store_line(third, fourth, places, line + kVectorBytes);
 }
 
+// Group `g` of a block as a tile.
 template <Format format>
-CRATON_AMX void unpack_block(const uint8_t* block, int64_t groups, BFloat* weights) {
-    const __m512i places = side_by_side(), low = _mm512_set1_epi8(0x0f);
-    for (int64_t g = 0; g < groups; ++g) {
-        const __m512 scale = load_halves(block + scales_offset(format, groups) + g * scale_bytes);
-        const __m512 minimum = has_minimum(format) ? load_halves(block + minima_offset(format, groups) + g * scale_bytes)
-                                                   : _mm512_setzero_ps();
-        uint8_t* tile = reinterpret_cast<uint8_t*>(weights + g * kTileNumbers);
-        const uint8_t* quants = block + g * quant_bytes(format);
-        for (int64_t v = 0; v < vectors_per_group(format); ++v) {
-            const __m512i bytes = _mm512_loadu_si512(quants + v * kVectorBytes);
-            if (has_nibbles(format)) {
-                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
-                store_lines<format>(_mm512_and_si512(bytes, low), scale, minimum, places, tile + 2 * v * kVectorBytes);
-                store_lines<format>(high, scale, minimum, places, tile + (2 * v + kTileLines / 2) * kVectorBytes);
-            } else {
-                store_lines<format>(bytes, scale, minimum, places, tile + 2 * v * kVectorBytes);
-            }
+CRATON_AMX CRATON_INLINE void unpack_group(const uint8_t* block, int64_t groups, int64_t g, __m512i places,
+                                           BFloat* tile) {
+    const __m512 scale = load_halves(block + scales_offset(format, groups) + g * scale_bytes);
+    const __m512 shift = has_minimum(format) ? load_halves(block + minima_offset(format, groups) + g * scale_bytes)
+                                             : _mm512_mul_ps(scale, _mm512_set1_ps(-float(quant_offset(format))));
+    const __m512i low = _mm512_set1_epi8(0x0f);
+    const uint8_t* quants = block + g * quant_bytes(format);
+    uint8_t* line = reinterpret_cast<uint8_t*>(tile);
+    for (int64_t v = 0; v < vectors_per_group(format); ++v, line += 2 * kVectorBytes) {
+        const __m512i bytes = _mm512_loadu_si512(quants + v * kVectorBytes);
+        if (has_nibbles(format)) {
+            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+            store_lines(_mm512_and_si512(bytes, low), scale, shift, places, line);
+            store_lines(high, scale, shift, places, line + kTileLines / 2 * kVectorBytes);
+        } else {
+            store_lines(bytes, scale, shift, places, line);
         }
-    }
-}
-
-template <Format format>
-CRATON_AMX void unpack(const Strip& strip, BFloat* weights) {
-    for (int64_t b = 0; b < strip.count; ++b) {
-        unpack_block<format>(strip.blocks + b * block_bytes(format, strip.groups), strip.groups,
-                             weights + b * strip.groups * kTileNumbers);
     }
 }
 
@@ -117,6 +108,46 @@ CRATON_AMX CRATON_INLINE void multiply_two_by_two(const TileProduct& p, const BF
     CRATON_STORE(3, 1, 1);
 }
 
+// The same with the weights unpacked on the way, a group ahead of its use: the vector units work beside the matrix unit.
+template <Format format>
+CRATON_AMX CRATON_INLINE void multiply_first(const Strip& strip, const TileProduct& p, BFloat* unpacked) {
+    const __m512i places = side_by_side();
+    const uint8_t* second = strip.blocks + block_bytes(format, strip.groups);
+    const BFloat* rows = p.rows;
+    float* sums = p.sums;
+    const auto unpack = [&](int64_t g) CRATON_AMX {
+        if (strip.next) {
+            for (int64_t i = 0; i < kStripBlocks * group_bytes(format); i += kVectorBytes) {
+                _mm_prefetch(strip.next + kStripBlocks * g * group_bytes(format) + i, _MM_HINT_T1);
+            }
+        }
+        unpack_group<format>(strip.blocks, strip.groups, g, places, unpacked + g * kTileNumbers);
+        unpack_group<format>(second, strip.groups, g, places, unpacked + p.apart + g * kTileNumbers);
+    };
+    unpack(0);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t g = 0; g < p.groups; ++g, rows += kTileNumbers) {
+        if (g + 1 < p.groups) unpack(g + 1);
+        _tile_loadd(6, unpacked + g * kTileNumbers, 64);
+        _tile_loadd(4, rows, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, unpacked + p.apart + g * kTileNumbers, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if (p.tiles == 1) continue;
+        _tile_loadd(5, rows + p.groups * kTileNumbers, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    CRATON_STORE(0, 0, 0);
+    CRATON_STORE(1, 0, 1);
+    if (p.tiles == 1) return;
+    CRATON_STORE(2, 1, 0);
+    CRATON_STORE(3, 1, 1);
+}
+
 CRATON_AMX CRATON_INLINE void multiply_one_by_two(const TileProduct& p, const BFloat* rows, float* sums) {
     const BFloat* weights = p.weights;
     _tile_zero(0);
@@ -143,10 +174,9 @@ CRATON_AMX CRATON_INLINE void multiply_one_by_one(const TileProduct& p, const BF
     CRATON_STORE(0, 0, 0);
 }
 
-CRATON_AMX void multiply(const TileProduct& p) {
-    static const TileShapes shapes;
-    _tile_loadconfig(&shapes);
-    for (int64_t t = 0; t < p.tiles;) {
+// From tile `t` on.
+CRATON_AMX CRATON_INLINE void multiply_tiles(const TileProduct& p, int64_t t) {
+    while (t < p.tiles) {
         const BFloat* rows = p.rows + t * p.groups * kTileNumbers;
         float* sums = p.sums + t * kTileLines * p.stride;
         if (p.blocks == 1) {
@@ -156,6 +186,36 @@ CRATON_AMX void multiply(const TileProduct& p) {
         } else {
             multiply_two_by_two(p, rows, sums), t += 2;
         }
+    }
+}
+
+CRATON_AMX void configure() {
+    static const TileShapes shapes;
+    _tile_loadconfig(&shapes);
+}
+
+CRATON_AMX void multiply(const TileProduct& product) {
+    configure();
+    multiply_tiles(product, 0);
+    _tile_release();
+}
+
+template <Format format>
+CRATON_AMX void multiply_strip(const Strip& strip, const BFloat* rows, int64_t tiles, float* sums) {
+    thread_local Buffer<BFloat> memory;
+    BFloat* const unpacked = memory.get(kStripBlocks * strip.groups * kTileNumbers);
+    const TileProduct product{rows, tiles, strip.groups, unpacked, strip.count, strip.groups * kTileNumbers, sums,
+                              kStripRows};
+    configure();
+    if (strip.count == kStripBlocks) {
+        multiply_first<format>(strip, product, unpacked);
+        multiply_tiles(product, 2);
+    } else {
+        const __m512i places = side_by_side();
+        for (int64_t g = 0; g < strip.groups; ++g) {
+            unpack_group<format>(strip.blocks, strip.groups, g, places, unpacked + g * kTileNumbers);
+        }
+        multiply_tiles(product, 0);
     }
     _tile_release();
 }
@@ -226,7 +286,7 @@ bool supported() {
 }
 
 constexpr TileMath amx = {
-    {unpack<Q4_0>, unpack<Q4_1>, unpack<Q8_0>},
+    {multiply_strip<Q4_0>, multiply_strip<Q4_1>, multiply_strip<Q8_0>},
     {round_row<float>, round_row<BFloat>},
     multiply,
     {pack_keys<float>, pack_keys<BFloat>, pack_keys<Half>},

@@ -7,12 +7,28 @@
 // Products are exact and their sums in fp32, so a row's numbers do not depend on the rows beside it.
 #pragma once
 
+#include <vector>
+
 #include "kernels.h"
 
 namespace craton {
 
 constexpr int64_t kTileLines = 16;                    // rows of a tile
 constexpr int64_t kTileNumbers = kTileLines * kGroup;  // bfloats of a tile
+
+// Memory that a thread keeps, on whole cache lines.
+template <typename T>
+class Buffer {
+public:
+    T* get(int64_t count) {
+        const size_t wanted = size_t(count) + kVectorBytes / sizeof(T);
+        if (memory_.size() < wanted) memory_.resize(wanted);
+        return reinterpret_cast<T*>(round_up(int64_t(memory_.data()), kVectorBytes));
+    }
+
+private:
+    std::vector<T> memory_;
+};
 
 // sums[row * stride + output] for `tiles` whole tiles of rows and one or two blocks of outputs, the tiles of which lie
 // `apart` bfloats from each other.
@@ -26,8 +42,8 @@ struct TileProduct {
 };
 
 struct TileMath {
-    // The strip as bfloat16; a block that it lacks is left out.
-    void (*unpack[kFormats])(const Strip& strip, BFloat* weights);
+    // sums[row][kStripRows] of a packed strip times `tiles` whole tiles of rows.
+    void (*multiply_strip[kFormats])(const Strip& strip, const BFloat* rows, int64_t tiles, float* sums);
     // `groups` x 32 numbers to the lines of a row, the first of which is `line`; by the craton_type of x.
     void (*round_row[2])(const void* x, int64_t groups, BFloat* line);
     void (*multiply)(const TileProduct& product);
