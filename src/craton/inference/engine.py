@@ -32,8 +32,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 # Prompts are read in pieces of this many tokens, cut at fixed places: running answers go on between two pieces, and
 # the arithmetic of a prompt does not depend on what else runs. Smaller pieces spare attention more of the keys that a
-# query may not see; torch's products want larger ones than the native kernels do.
-PREFILL_CHUNK, NATIVE_PREFILL_CHUNK = 256, 256
+# query may not see; torch's products and a matrix unit want larger ones than the vector kernels do.
+PREFILL_CHUNK, VECTOR_PREFILL_CHUNK = 256, 128
 
 # Where the linear layers run on the native kernels' own threads, torch has little left to do up to this context, and
 # its second thread, spinning between two operations, only takes the place of the kernels' threads.
@@ -209,10 +209,10 @@ class Engine:
             stream.check(model.config.trunk, model.config.context)
         self._drafter, self.stream = drafter, stream
         self.model, self.tokenizer, self._native_threads = model, tokenizer, native_threads
-        self._chunk = PREFILL_CHUNK if native_threads is None else NATIVE_PREFILL_CHUNK
         self.context = model.config.context
         # One call for a whole step, over keys and values of half the bytes (see docs/speed.md).
         self._step: NativeStep | None = build(model)[0] if native_threads is not None else None
+        self._chunk = PREFILL_CHUNK if native_threads is None or has_tiles() else VECTOR_PREFILL_CHUNK
         self.cache = KVCache(model.config.trunk, dtype=dtype if self._step is None else torch.float16)
         self._slots = slots
         self._stretch_at = stretch_at(model.config.trunk)
@@ -313,8 +313,8 @@ class Engine:
             generation._draft = []
             if self.stream is not None:
                 self._slide(generation, self.stream)
-        writing = [g for g in batch if len(g.seen) - g._done == 1]
-        reading = [g for g in batch if len(g.seen) - g._done > 1]
+        writing = [g for g in batch if g.tokens and len(g.seen) - g._done == 1]
+        reading = [g for g in batch if g not in writing]
         if self._drafter is not None and writing:
             self._guess(writing, self._drafter)
         passes = ([writing] if writing else []) + [[g] for g in reading]
@@ -371,11 +371,12 @@ class Engine:
         complete = [(row, g) for row, g, end in zip(last_rows, group, ends, strict=True) if end == len(g.seen)]
         rows = [row + i for row, generation in complete for i in range(1 + len(generation._draft))]
         logits_RV = None
-        if self._step is not None and len(rows) == len(ids):  # nothing is read but what is answered
-            logits_RV = self._step(ids, positions, segments, self.cache, self._native_threads or 1)
-        elif self._step is not None and has_tiles():
+        prompt = not group[0].tokens
+        if self._step is not None and (not prompt or has_tiles() or len(rows) == len(ids)):
+            # A prompt's numbers are bfloat16 to its last token: they do not depend on where its pieces end.
+            parts = 0 if prompt and has_tiles() else None
             threads = self._native_threads or 1
-            logits_RV = self._step(ids, positions, segments, self.cache, threads, parts=0, logits=len(rows))
+            logits_RV = self._step(ids, positions, segments, self.cache, threads, parts=parts, logits=len(rows))
         else:
             hidden_TD = self.model.hidden(
                 torch.tensor(ids), torch.tensor(positions), torch.tensor(segments), self.cache

@@ -20,7 +20,13 @@ DRIVER = Path(__file__).parent / "driver.cpp"
 def test_no_sanitizer_complains(tmp_path, sanitizers):
     compiler = os.environ.get("CXX") or shutil.which("c++") or pytest.skip("no C++ compiler")
     command = [compiler, "-std=c++17", "-O1", "-g", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Wno-error=maybe-uninitialized", "-Wno-error=uninitialized", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{CPP}"]
+    command += [
+        "-Wno-error=maybe-uninitialized",
+        "-Wno-error=uninitialized",
+        f"-fsanitize={sanitizers}",
+        "-fno-sanitize-recover=all",
+        f"-I{CPP}",
+    ]
     program = tmp_path / "driver"
     sources = [str(path) for path in (*sorted(CPP.glob("*.cpp")), DRIVER)]
     built = subprocess.run([*command, *sources, "-o", str(program)], capture_output=True, text=True, check=False)
