@@ -2,7 +2,6 @@
 
 Cases
     decode/KIND/batch=B/threads=T/prompt=P   tokens/s over all B sequences, after a prompt of P tokens
-    prefill/KIND/batch=1/threads=T/prompt=P  tokens/s of reading a prompt of P tokens, the first token's logits included
     memory/KIND                              peak memory in MB of a process that loads the model, reads 512 tokens and
                                              writes 16; limit: 1.3 x the weights + 300 MB
     start/help                               seconds of `craton --help`
@@ -158,23 +157,12 @@ def published_file(name: str) -> Path:
 
 def measure(published: Path, scope: Scope, folder: Path) -> dict[str, Case]:
     """All cases of the scope, by name. `folder` takes the weights in their other forms."""
-    from contenders.weights import plain_folder, rewritten
+    from contenders.weights import plain_folder
 
-    files = rewritten(published, [kind for kind in scope.kinds if kind != AS_PUBLISHED], folder)
-    files[AS_PUBLISHED] = published
     plain = plain_folder(published, folder)
     cases: dict[str, Case] = {}
     with ExitStack() as stack:
-
-        def worker(module: str, **settings: Any) -> Worker:
-            return stack.enter_context(Worker(module, **settings))
-
-        workers = {
-            (OURS, k): worker("craton_engine", path=str(files[k]), threads=scope.threads[-1]) for k in scope.kinds
-        }
-        workers |= {(HF, dtype): worker("transformers_model", path=str(plain), dtype=dtype) for dtype in HF_DTYPES}
-        workers |= {(LLAMA, k): worker("llama_cpp_model", path=str(files[k])) for k in scope.kinds}
-        race = Race(workers)
+        race = line_up(stack, published, plain, scope, folder)
         if scope.processes:
             cases |= memory_cases(race, scope)  # first: nothing else has made the processes grow
         cases |= speed_cases(race, scope)
@@ -182,12 +170,28 @@ def measure(published: Path, scope: Scope, folder: Path) -> dict[str, Case]:
         cases |= large_cases(published, scope, scope.large, folder)
     if scope.processes:
         cases |= start_cases(published, plain)
-    order = ("decode", "prefill", "memory", "start")
+    order = ("decode", "memory", "start")
     return dict(sorted(cases.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 
 
+def line_up(stack: ExitStack, published: Path, plain: Path, scope: Scope, folder: Path) -> Race:
+    """Every contender with the same weights, those of the file `published`; they end with the stack."""
+    from contenders.weights import rewritten
+
+    files = rewritten(published, [kind for kind in scope.kinds if kind != AS_PUBLISHED], folder)
+    files[AS_PUBLISHED] = published
+
+    def worker(module: str, **settings: Any) -> Worker:
+        return stack.enter_context(Worker(module, **settings))
+
+    workers = {(OURS, k): worker("craton_engine", path=str(files[k]), threads=scope.threads[-1]) for k in scope.kinds}
+    workers |= {(HF, dtype): worker("transformers_model", path=str(plain), dtype=dtype) for dtype in HF_DTYPES}
+    workers |= {(LLAMA, k): worker("llama_cpp_model", path=str(files[k])) for k in scope.kinds}
+    return Race(workers)
+
+
 def speed_cases(race: Race, scope: Scope) -> dict[str, Case]:
-    """Prefill and decode, in tokens per second."""
+    """Decoding, in tokens per second."""
     cases = {}
     for threads in scope.threads:
         bandwidth = {k: read_bandwidth(race.facts[OURS, k]["weight_bytes"], threads) for k in scope.kinds}
@@ -195,16 +199,13 @@ def speed_cases(race: Race, scope: Scope) -> dict[str, Case]:
             for batch, steps in scope.steps.items():
                 setting = f"batch={batch}/threads={threads}/prompt={length}"
                 print(f"{setting} ...", file=sys.stderr, flush=True)
-                # A batch's prompts are read once, to be continued.
-                read = race.run("read", scope.rounds if batch == 1 else 1, threads=threads, batch=batch, length=length)
+                race.run("read", 1, threads=threads, batch=batch, length=length)  # to be continued
                 written = race.run("decode", scope.rounds, steps=steps)
                 for kind in scope.kinds:
                     facts = race.facts[OURS, kind]
                     seen = length + WARMUP_STEPS + steps / 2  # tokens before the middle one of a turn
                     needed = facts["weight_bytes"] / batch + facts["cache_bytes_per_token"] * seen
                     cases[f"decode/{kind}/{setting}"] = race.case(written, kind, "tokens/s", bandwidth[kind] / needed)
-                    if batch == 1:
-                        cases[f"prefill/{kind}/{setting}"] = race.case(read, kind, "tokens/s")
     return cases
 
 

@@ -287,7 +287,8 @@ def test_a_prompt_is_the_same_bits_however_it_is_cut(name, dtype):
 def test_rows_of_several_texts_in_bfloat16():
     model, texts = MODELS["plain"](), [words(20, seed=i) for i in range(3)]
     cache = cache_of(model, 3)
-    ids, places, slots = sum(texts, []), [*range(20)] * 3, [slot for slot in range(3) for _ in range(20)]
+    ids, places = [i for text in texts for i in text], [*range(20)] * 3
+    slots = [slot for slot in range(3) for _ in range(20)]
     found = step_of(model)(ids, places, slots, cache, 2, parts=0)
     for slot, text in enumerate(texts):
         assert error(found[20 * slot : 20 * slot + 20], reference(model, text)) < 2.5e-2
