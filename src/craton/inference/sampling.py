@@ -28,7 +28,7 @@ class Sampler:
         settings = self.settings
         logits_V = self._adjust(logits_V)
         if settings.temperature == 0:
-            token = int(logits_V.argmax())
+            token = int(logits_V.numpy(force=True).argmax())  # 20 times as fast as torch's
         else:
             token = self._draw(logits_V / settings.temperature)
         self._seen.add(token)
