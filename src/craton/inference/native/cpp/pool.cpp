@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <atomic>
@@ -32,11 +33,13 @@ void pause() {
 #endif
 }
 
+// yields: lets others have the processor between two looks, those above all who do the work that is waited for.
 template <typename Condition>
-bool spin_until(const Condition& condition, std::chrono::microseconds patience) {
+bool spin_until(const Condition& condition, std::chrono::microseconds patience, bool yields) {
     if (condition()) return true;
     const Clock::time_point end = Clock::now() + patience;
     do {
+        if (yields) sched_yield();
         for (int i = 0; i < 8; ++i) {
             pause();
             if (condition()) return true;
@@ -80,7 +83,7 @@ public:
         }
         work(kCaller);
         const auto finished = [this] { return unfinished_.load(std::memory_order_seq_cst) == 0; };
-        if (spin_until(finished, kCallerPatience)) return;
+        if (spin_until(finished, kCallerPatience, false)) return;
         const Clock::time_point waiting = Clock::now();
         {
             // A worker was interrupted within its chunk: leave this processor to it.
@@ -115,7 +118,7 @@ private:
         const auto called = [this, helper] { return Ticket{ticket_.load(std::memory_order_seq_cst)}.open_to(helper); };
         for (;;) {
             work(helper);
-            if (spin_until(called, kWorkerPatience)) continue;
+            if (spin_until(called, kWorkerPatience, true)) continue;
             std::unique_lock<std::mutex> lock(sleep_);
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
             wake_.wait(lock, called);
