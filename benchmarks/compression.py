@@ -3,6 +3,8 @@
 Cases (perplexity of WikiText-2, less is better; limit: the model as it is)
     int8                 8 bits, symmetric; peers: none but the limit
     4-bit, 3-bit, 2-bit  GPTQ; peers in the same run: rounding to nearest (RTN), AWQ, HQQ
+    4-bit/tuned          AWQ and 100 steps of SignRound a block, on other articles of the same file; peers: AWQ and
+                         rounding to nearest alone, on the same text
     4-bit/other text     GPTQ calibrated on Shakespeare's plays; peer: on Python's docstrings, as by default
     50% zeros, 2:4 zeros SparseGPT; peers: Wanda, magnitude
 
@@ -39,7 +41,7 @@ from craton.compression.calibration import read_calibration
 from craton.compression.grids import Form
 from craton.compression.layers import choose_layers
 from craton.compression.sparsity import parse_pattern
-from craton.compression.walk import Work, walk
+from craton.compression.walk import Refine, Work, walk
 from craton.models import CausalLM
 from craton.store import find
 
@@ -47,6 +49,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "smollm2-135m-instruct"
 PACKAGES = ("craton", "torch")
 GROUP, WINDOW = 32, 512
+TUNING = 100  # steps a block
 SPREAD = 0.05  # of the logarithms of the scales: off the grid, and no channel much larger than its neighbours
 METHODS = {"GPTQ": "gptq", "RTN": "rtn", "AWQ": "awq", "HQQ": "hqq"}
 
@@ -60,7 +63,9 @@ class Bench:
     calibration: dict[str, Tensor]
     limit: float
 
-    def run(self, work: Work, text: str | None, *, gram: bool = True) -> tuple[float, float]:
+    def run(
+        self, work: Work, text: str | None, *, gram: bool = True, refine: Refine | None = None
+    ) -> tuple[float, float]:
         """Perplexity, and seconds: work on every block, calibrated with this text (none: without)."""
         started = time.perf_counter()
         followers = Stream(self.source.backbone, self.judged_NT)
@@ -75,6 +80,7 @@ class Bench:
                 names_of=linear_names,
                 gram=gram,
                 int8_inputs=False,
+                refine=refine,
                 on_progress=lambda doing: print(f"\r{doing:<70}", end="", file=sys.stderr, flush=True),
             )
         print(file=sys.stderr)
@@ -111,6 +117,7 @@ def cases(bench: Bench, *, quick: bool) -> Iterator[tuple[str, Callable[[], Case
     yield "int8", lambda: quantized(bench, 8, ("RTN",))
     for bits in (4, 3, 2):
         yield f"{bits}-bit", lambda bits=bits: quantized(bench, bits, tuple(METHODS))
+    yield "4-bit/tuned", lambda: tuned(bench)
     if "Shakespeare" in bench.calibration:
         yield "4-bit/other text", lambda: other_text(bench)
     yield "50% zeros", lambda: pruned(bench, "0.5")
@@ -126,6 +133,16 @@ def quantized(bench: Bench, bits: int, contenders: tuple[str, ...]) -> Case:
         settings[name] = f"({seconds:.0f} s)"
     first, *_ = contenders
     return perplexities(bench, figures.pop(first), figures, {"Craton": f"{first} {settings.pop(first)}", **settings})
+
+
+def tuned(bench: Bench) -> Case:
+    """Rounding trained by what blocks give, beside what it begins with."""
+    figures, settings = {}, {}
+    for name, method, steps in (("RTN", "rtn", 0), ("AWQ", "awq", 0), ("tuned", "awq", TUNING)):
+        work, refine = work_of(bench.source, method, 4), quantize.block_tuning(steps, names(bench.source))
+        figures[name], seconds = bench.run(work, "WikiText" if method == "awq" else None, refine=refine)
+        settings[name] = f"({seconds:.0f} s)"
+    return perplexities(bench, figures.pop("tuned"), figures, {"Craton": f"tuned {settings.pop('tuned')}", **settings})
 
 
 def other_text(bench: Bench) -> Case:
@@ -180,6 +197,8 @@ def set_up(home: Path, text: Path, *, quick: bool) -> Bench:
     ids = tokenizer.encode(text.read_text(encoding="utf-8")[: judged * window * 8], add_special_tokens=False)
     judged_NT = torch.tensor(ids[: judged * window]).view(judged, window)
     calibration = {"docstrings": read_calibration(tokenizer, [], window=window, samples=samples, seed=0).ids_NT}
+    others = tokenizer.encode(text.read_text(encoding="utf-8")[-samples * window * 8 :], add_special_tokens=False)
+    calibration["WikiText"] = torch.tensor(others[-samples * window :]).view(samples, window)
     plays = SHARED / "tinyshakespeare" / "input.txt"
     if plays.is_file() and not quick:
         found = read_calibration(tokenizer, [str(plays)], window=window, samples=samples, seed=0)

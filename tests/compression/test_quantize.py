@@ -201,7 +201,14 @@ def test_a_head_of_its_own_is_kept_unless_it_is_named(byte_model: Path, text: st
 
 
 @pytest.mark.parametrize(
-    "values", [{"method": "gptq"}, {"method": "awq", "bits": 3}, {"method": "rtn", "size": "0.16MB"}], ids=str
+    "values",
+    [
+        {"method": "gptq"},
+        {"method": "awq", "bits": 3},
+        {"method": "rtn", "size": "0.16MB"},
+        {"method": "awq", "tune": 4},
+    ],
+    ids=str,
 )
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     tiny_model: Path, text: str, values: dict[str, Any]

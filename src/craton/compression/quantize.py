@@ -29,7 +29,8 @@ from craton.compression.job import SAME, Job, Outcome, Watch, begin, known_as, r
 from craton.compression.layers import Chosen, check_groups, choose_layers
 from craton.compression.quantize_settings import Method, QuantizeSettings, parse_bytes
 from craton.compression.rtn import quantize_rtn
-from craton.compression.walk import Changes, Work, all_changes, block_path, hold, round_inputs, walk
+from craton.compression.tuning import tune_block
+from craton.compression.walk import Changes, Refine, Work, all_changes, block_path, hold, round_inputs, walk
 from craton.config import parse
 from craton.errors import CheckpointError, UsageError
 from craton.modalities.text import gguf_metadata_from_tokenizer
@@ -95,6 +96,30 @@ def block_work(source: Source, method: Method, forms: Mapping[str, Form], publis
     return work
 
 
+def block_tuning(steps: int, published: Mapping[str, str]) -> Refine | None:
+    """What `walk` does to a rounded block: so many steps of training (see `tuning`)."""
+    if steps == 0:
+        return None
+
+    def refine(
+        name: str,
+        number: int,
+        block: Block,
+        changes: Changes,
+        inputs: dict[str, Inputs],
+        read: Stream,
+        wanted: Stream,
+    ) -> None:
+        start = {full.removeprefix(f"{name}."): weight for full, weight in changes.quantized.items()}
+        changes.rows.clear()
+        for local, made in tune_block(block, number, start, read, wanted, steps).items():
+            full = f"{name}.{local}"
+            changes.quantized[full] = made
+            changes.rows.append(_row(published[full], weight_of(block, local), made, inputs.get(local)))
+
+    return refine
+
+
 def _row(published: str, weight_OI: Tensor, made: IntWeight, inputs: Inputs | None) -> dict[str, Any]:
     """The fact sheet of a matrix. Errors are relative: of the weights, and of the outputs on what was read."""
     error_OI = weight_OI - made.dequantize()
@@ -149,7 +174,7 @@ def _check(source: Source, settings: QuantizeSettings) -> list[str]:
     ]
     if source.kinds:
         said.append(_again(source))
-    if settings.method in ("rtn", "hqq") and settings.size is None:
+    if settings.method in ("rtn", "hqq") and settings.tune == 0 and settings.size is None:
         said.append(f"{settings.method} looks at no text; held-out text judges it")
     return said
 
@@ -183,7 +208,7 @@ class _Quantizer:
         self.job, self.settings, self.source = job, settings, job.source
         self.chosen = choose_layers(job.source, settings.keep)
         self.published = {one.name: one.published for one in self.chosen.matrices}
-        self.calibrated = settings.method in ("gptq", "awq")
+        self.calibrated = settings.method in ("gptq", "awq") or settings.tune > 0
         self.layers = len(job.source.backbone.trunk.layers)
 
     def carry_out(self) -> Outcome:
@@ -203,6 +228,7 @@ class _Quantizer:
             gram=True,
             int8_inputs=settings.act is not None,
             on_progress=job.watch.on_progress,
+            refine=block_tuning(settings.tune, self.published),
         )
         if HEAD in self.forms:
             self._head(calibration)

@@ -38,6 +38,11 @@ class QuantizeSettings(CalibrationSettings):
     zeros: bool | None = Field(
         default=None, description="each group has a zero besides its scale (default: for hqq, and below 4 bits)"
     )
+    tune: NonNegativeInt = Field(
+        default=0,
+        description="steps in which each block's roundings and scales are trained to give what it gave before "
+        "(SignRound); 100 take minutes for a small model and gain more than the choice of a method",
+    )
     act: Literal["int8"] | None = Field(
         default=None, description="int8: the file asks that layers round their inputs to 8 bits, too"
     )

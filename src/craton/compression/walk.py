@@ -61,6 +61,10 @@ class Changes:
 Work = Callable[[str, Block, dict[str, Inputs]], Changes]
 """What is done to a block, fp32 and the worker's own: its name in the model, the block, what its linear layers read."""
 
+Refine = Callable[[str, int, Block, Changes, dict[str, Inputs], Stream, Stream], None]
+"""Changes the changes of a block for the better: its name, its number, the block as it was rounded, its changes, what
+its linear layers read, what the block reads, and what the unchanged model has behind it."""
+
 
 def walk(
     source: Source,
@@ -73,12 +77,15 @@ def walk(
     gram: bool,
     int8_inputs: bool,
     on_progress: Callable[[str], None],
+    refine: Refine | None = None,
 ) -> None:
     """Work on each block in order, with what its linear layers read once the blocks before it are changed.
 
     calibration: what is observed (none: nothing is). followers: other hidden states that go through the changed blocks.
-    int8_inputs: of quantised layers, on the way, as they will be. Changes are kept in `folder`.
+    int8_inputs: of quantised layers, on the way, as they will be. refine: has the last word on a block; it needs what
+    is observed. Changes are kept in `folder`.
     """
+    wanted = calibration.copy() if calibration is not None and refine is not None else None
     layers = source.backbone.trunk.layers
     begun: list[float] = []  # when each block of this process was begun
 
@@ -92,6 +99,8 @@ def walk(
     for number, stored in enumerate(layers):
         assert isinstance(stored, Block)
         name, path = f"{source.prefix}trunk.layers.{number}", block_path(folder, number)
+        if wanted is not None:
+            wanted.advance(in_fp32(stored), number)
         if not path.exists():
             begun.append(time.monotonic())
             block = in_fp32(stored)
@@ -101,7 +110,11 @@ def walk(
                 inputs = calibration.observe(block, number, names_of(block), gram=gram)
             say(number, "solving")
             with torch.no_grad():
-                work(name, block, inputs).write(path)
+                changes = work(name, block, inputs)
+                if calibration is not None and wanted is not None and refine is not None:
+                    say(number, "tuning")
+                    refine(name, number, block, changes, inputs, calibration, wanted)
+                changes.write(path)
         else:
             say(number, "done before")
         changes = Changes.read(path)
