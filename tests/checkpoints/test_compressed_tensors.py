@@ -96,6 +96,7 @@ def test_weights_come_back(model, round_weight, tmp_path, bits, group, symmetric
     kind = ("Q4_0" if symmetric else "Q4_1") if bits <= 4 else ("Q8_0" if symmetric else None)
     assert checkpoint.quantized_kinds() == ({kind} if kind else set())
     assert checkpoint.config == model.config
+    assert checkpoint.plain_ends()
     assert not checkpoint.int8_activations
     packed, plain = checkpoint.load(torch.float32, packed=True), checkpoint.load(torch.float32)
     for name, weight in quantized.items():

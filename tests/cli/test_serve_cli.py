@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -53,9 +55,23 @@ def test_keys_are_made_listed_and_removed(tmp_path, capsys):
         serve.serve(["key", "rm", "alice", "--api-key-file", str(path)])
 
 
+def test_a_key_is_given_a_rank_and_rights(tmp_path, capsys):
+    path = tmp_path / "keys.json"
+    call(serve.serve, "key", "add", "ops", "--admin", "--priority", "5", "--api-key-file", path)
+    call(serve.serve, "key", "add", "batch", "--priority", "-5", "--api-key-file", path)
+    capsys.readouterr()
+    call(serve.serve, "key", "list", "--api-key-file", path, "--json")
+    found = json.loads(capsys.readouterr().out)["keys"]
+    assert [(one["name"], one["priority"], one["admin"]) for one in found] == [("ops", 5, True), ("batch", -5, False)]
+    assert "hash" not in found[0]
+    call(serve.serve, "key", "list", "--api-key-file", path)
+    assert "priority 5\tadmin" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--memory", "much"], "no size"),
         (["--host", "0.0.0.0"], "no keys"),
         (["--port", "70000"], "port"),
         (["no-such-model", "--port", "0"], "no-such-model"),
@@ -76,6 +92,16 @@ def test_settings_come_from_a_file_and_flags_go_before_it(tmp_path, monkeypatch)
     [(models, settings)] = seen
     assert models == ("some-model",)
     assert (settings.port, settings.queue) == (9000, 5)
+
+
+def test_the_example_is_a_recipe(tmp_path, monkeypatch):
+    seen: list[object] = []
+    monkeypatch.setattr("craton.serving.server.run", lambda models, settings, **rest: seen.append(settings))
+    text = (Path(__file__).parents[2] / "examples" / "serve" / "serve.toml").read_text()
+    recipe = tmp_path / "serve.toml"
+    recipe.write_text(text)
+    call(serve.serve, "some-model", "--recipe", recipe)
+    assert (seen[0].host, seen[0].memory_bytes) == ("0.0.0.0", 8 * 10**9)
 
 
 def test_a_load_is_measured(tiny_model, tmp_path, capsys):
@@ -110,6 +136,46 @@ def test_a_load_is_measured(tiny_model, tmp_path, capsys):
         thread.join()
     with pytest.raises(UsageError, match="no OpenAI-compatible server"):
         bench.bench(["serve", f"http://127.0.0.1:{port}"])
+
+
+def test_requests_are_what_was_asked_for():
+    from craton.serving.load import Load
+
+    plain = Load(["a", "b"], "m", max_tokens=(4, 8, 16)).body(3)
+    assert plain["messages"] == [{"role": "user", "content": "b"}]
+    assert plain["max_tokens"] == 4
+    assert "temperature" not in plain
+    common = Load(["a"], "m", system="be brief", temperature=0.0).body(0)
+    assert common["messages"][0] == {"role": "system", "content": "be brief"}
+    assert common["temperature"] == 0.0
+
+
+def test_a_server_that_ends_its_streams_without_a_last_word_is_understood(monkeypatch):
+    from craton.serving import load
+
+    ends: list[str | None] = ["stop", None]
+
+    async def lines(*_: object):
+        said = {"choices": [{"delta": {"content": "x"}, "finish_reason": ends.pop(0)}]}
+        yield f"data: {json.dumps(said)}"
+
+    monkeypatch.setattr(load, "_lines", lines)
+    found = asyncio.run(load.run_load("http://127.0.0.1:1", load.Load(["a"], "m", 2, rate=0, clients=1)))
+    assert (found["requests"], found["errors"], found["completion_tokens"]) == (2, 1, 1)
+
+
+def test_a_clients_time_begins_when_it_sends_and_a_due_requests_when_it_is_due(monkeypatch):
+    from craton.serving import load
+
+    async def answer(url, body, key, sample) -> None:
+        await asyncio.sleep(0.05)
+        sample.first_token = time.perf_counter() - sample.started
+
+    monkeypatch.setattr(load, "_ask", answer)
+    closed = asyncio.run(load.run_load("", load.Load(["a"], "m", 6, rate=0, clients=1)))
+    due = asyncio.run(load.run_load("", load.Load(["a"], "m", 6, rate=1e6, clients=1)))
+    # Six in a row: the last of those that were due at once has waited for five before it.
+    assert closed["first_token_seconds"]["p99"] < due["first_token_seconds"]["p99"] / 2
 
 
 def test_percentiles_are_of_the_sample():

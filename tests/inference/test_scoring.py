@@ -57,7 +57,15 @@ def make_model(module: CausalLM, special_tokens: dict[str, str]) -> Model:
     vocab = {chr(0x4E00 + i): i for i in range(VOCAB - 1)} | {"</s>": VOCAB - 1}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="</s>"))
     plan = Plan(
-        torch.float32, packed=False, prepack=False, tiles=False, parts=2, threads=1, kernel="torch", decisions=()
+        torch.float32,
+        packed=False,
+        pack_ends=False,
+        prepack=False,
+        tiles=False,
+        parts=2,
+        threads=1,
+        kernel="torch",
+        decisions=(),
     )
     return Model("tiny", None, module, Tokenizer(backend, special_tokens=special_tokens), plan)  # type: ignore[arg-type]
 

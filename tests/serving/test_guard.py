@@ -44,18 +44,46 @@ def test_a_key_is_kept_as_a_hash_and_forgotten_when_removed(tmp_path):
     text = keys.add("bob")
     assert text not in keys.path.read_text()
     assert os.stat(keys.path).st_mode & 0o077 == 0
-    assert keys.name_of(text) == "bob"
-    assert keys.name_of(text[:-1]) is None
-    assert keys.name_of("") is None
+    assert keys.caller_of(text).name == "bob"
+    assert keys.caller_of(text[:-1]) is None
+    assert keys.caller_of("") is None
     with pytest.raises(UsageError, match="already"):
         keys.add("bob")
     with pytest.raises(UsageError, match="no name"):
         keys.add("../x")
     keys.remove("bob")
-    assert keys.name_of(text) is None
+    assert keys.caller_of(text) is None
     keys.path.write_text("{}{")
     with pytest.raises(CratonError, match="no file of keys"):
         keys.keys()
+
+
+def test_a_key_has_a_rank_and_rights_and_keys_of_older_files_have_neither(tmp_path):
+    keys = KeyFile(tmp_path / "keys.json")
+    plain, ops = keys.add("plain"), keys.add("ops", priority=5, admin=True)
+    found = keys.caller_of(ops)
+    assert (found.name, found.priority, found.admin) == ("ops", 5, True)
+    older = json.loads(keys.path.read_text())
+    for key in older["keys"]:
+        del key["priority"], key["admin"]
+    keys.path.write_text(json.dumps(older))
+    assert (keys.caller_of(plain).priority, keys.caller_of(ops).admin) == (0, False)
+    with pytest.raises(UsageError, match="between -100 and 100"):
+        keys.add("greedy", priority=101)
+
+
+def test_keys_never_share_what_a_model_has_read(guarded, key, keys, model_id):
+    other = keys.add("dave")
+    body = {"model": model_id, "messages": [{"role": "user", "content": "red blue " * 40}], "max_tokens": 1}
+
+    def cached(text: str) -> int:
+        said = guarded.http.post("/v1/chat/completions", json=body, headers={"x-api-key": text}).json()
+        return said["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached(key) == 0
+    assert cached(key) > 0
+    assert cached(other) == 0
+    assert cached(other) > 0
 
 
 def test_another_address_needs_keys(tmp_path):

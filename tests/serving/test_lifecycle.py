@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +16,9 @@ import time
 import httpx
 import pytest
 
+from craton.errors import DeadlineExceeded
+from craton.serving.admission import Gate
+from craton.serving.errors import from_craton
 from craton.serving.keys import KeyFile
 
 # Long enough that no test waits for its end, and of a form that never ends by itself.
@@ -117,6 +121,43 @@ def test_time_runs_out_with_an_error_in_both_forms(tiny_model, model_id, serving
         streamed = running.http.post("/v1/chat/completions", json=endless(model_id, stream=True))
         assert '"code": "timeout"' in streamed.text or streamed.status_code == 504
         assert running.settled(1.0)
+
+
+def test_the_engine_is_told_by_when_who_and_for_whom(tiny_model, model_id, serving, tmp_path, monkeypatch):
+    keys = KeyFile(tmp_path / "keys.json")
+    text = keys.add("alice", priority=7)
+    with serving([tiny_model], api_key_file=keys.path, request_timeout=50) as running:
+        engine = running.state.shelf._places[model_id].served.engine()
+        seen, submit = [], engine.submit
+        monkeypatch.setattr(engine, "submit", lambda request: seen.append(request) or submit(request))
+        said = running.http.post("/v1/chat/completions", json=chat(model_id), headers={"x-api-key": text})
+        assert said.status_code == 200
+    [request] = seen
+    assert request.priority == 7
+    assert request.salt == keys.keys()[0].hash
+    assert 0 < request.deadline - time.monotonic() < 50
+
+
+def test_an_answer_that_the_engine_ends_at_its_deadline_is_a_504():
+    said = from_craton(DeadlineExceeded("the request's deadline has passed"))
+    assert (said.status, said.code, said.kind) == (504, "timeout", "timeout_error")
+
+
+def test_a_higher_priority_goes_before_keys_that_wait():
+    async def body() -> list[str]:
+        gate, order = Gate(1, 10), []
+
+        async def enter(key: str, priority: int) -> None:
+            async with gate.turn(key, priority):
+                order.append(key)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(
+            enter("a", 0), enter("b", 0), enter("b", 0), enter("low", -1), enter("c", 0), enter("up", 1)
+        )
+        return order
+
+    assert asyncio.run(body()) == ["a", "up", "b", "c", "b", "low"]
 
 
 def test_keys_take_turns(tiny_model, model_id, serving, tmp_path):
@@ -267,6 +308,26 @@ def test_logs_hold_no_prompts(two_streams):
     assert {event["endpoint"] for event in requests} >= {"/v1/chat/completions"}
     assert any(event["completion_tokens"] > 0 for event in requests)
     assert "guided_regex" not in json.dumps(process.events + process.rest)
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_starts_again_with_what_it_had(tiny_model, model_id, tmp_path):
+    keys = KeyFile(tmp_path / "keys.json")
+    text = keys.add("alice")
+    said: list[str] = []
+    for _ in range(2):
+        process = Process(tiny_model, "--api-key-file", keys.path)
+        answer = httpx.post(
+            f"{process.url}/v1/chat/completions",
+            json=chat(model_id, max_tokens=4, temperature=0),
+            headers={"x-api-key": text},
+            timeout=60,
+        )
+        said.append(answer.json()["choices"][0]["message"]["content"])
+        process.process.kill()
+        process.process.wait(30)
+        process.read_rest()
+    assert said[0] == said[1]
 
 
 def test_logs_hold_prompts_and_answers_where_asked_for(tiny_model, model_id, serving, monkeypatch):

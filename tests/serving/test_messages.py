@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import craton
+from craton.serving.asking import stopped_by
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -36,6 +37,28 @@ def test_an_answer_is_what_the_model_says_in_process(claude, model_id, model):
     assert said.usage.output_tokens == expected.completion_tokens
     counted = claude.messages.count_tokens(model=model_id, system="the code", messages=ASK)
     assert counted.input_tokens == expected.prompt_tokens
+
+
+def test_the_stop_string_that_ended_an_answer_is_named(claude, model_id, model):
+    text = claude.messages.create(model=model_id, messages=ASK, max_tokens=40, extra_body=GREEDY).content[0].text
+    stop = text[len(text) // 2 : len(text) // 2 + 2]
+    common = {"model": model_id, "messages": ASK, "max_tokens": 40, "extra_body": GREEDY}
+    said = claude.messages.create(**common, stop_sequences=["never at all", stop])
+    assert (said.stop_reason, said.stop_sequence) == ("stop_sequence", stop)
+    assert said.content[0].text == text[: text.index(stop)]
+    with claude.messages.stream(**common, stop_sequences=["never at all", stop]) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", stop)
+    unstopped = claude.messages.create(**common, stop_sequences=["never at all"])
+    assert unstopped.stop_sequence is None
+    assert unstopped.stop_reason in ("max_tokens", "end_turn")
+
+
+def test_the_first_of_several_stop_strings_is_the_one(model):
+    ids = model.tokenizer.encode("red blue green", add_special_tokens=False)
+    assert stopped_by(ids, ["green", "blue"], model.tokenizer) == "blue"
+    assert stopped_by(ids, ["bl", "blue"], model.tokenizer) == "blue"
+    assert stopped_by(ids, ["white"], model.tokenizer) is None
 
 
 def test_a_stream_of_events_builds_the_same_message(claude, model_id):

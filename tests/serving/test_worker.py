@@ -84,6 +84,22 @@ def test_more_answers_than_places_all_come_and_requests_take_turns():
     assert ended.index("single") <= 6
 
 
+def test_a_higher_priority_goes_before_all_that_waits():
+    ended: list[str] = []
+
+    async def read(answer, name: str) -> None:
+        await text(answer)
+        ended.append(name)
+
+    async def work(worker, engine) -> None:
+        low = [worker.submit(lambda: engine, Request([20]), f"low {i}") for i in range(5)]
+        high = worker.submit(lambda: engine, Request([20], priority=3), "high")
+        await asyncio.gather(*(read(answer, "low") for answer in low), read(high, "high"))
+
+    run(work, at_once=1)
+    assert ended.index("high") <= 1
+
+
 def test_what_waits_is_taken_up_when_all_that_ran_was_cancelled():
     async def work(worker, engine) -> None:
         answers = [worker.submit(lambda: engine, Request([10**6]), str(i)) for i in range(6)]

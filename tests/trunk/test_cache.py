@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,3 +123,49 @@ def test_a_copy_goes_its_own_way(held, before):
     for slot, seed in ((0, 2), (2, 3)):
         longer = torch.cat((x, embed(2, seed)))
         assert_close(read(longer[held:], cache, slot), alone(longer)[held:])
+
+
+def resident() -> int:
+    """Bytes of memory that this process has touched and not given back."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux takes memory back")
+def test_one_long_sequence_among_many_slots_costs_what_it_is():
+    wide = AttentionConfig(heads=8, kv_heads=8, head_size=64)
+    layer = LAYERS[0].model_copy(update={"attention": wide})
+    cache, before = KVCache(TrunkConfig(width=16, layers=(layer,)), 64, dtype=torch.float32), resident()
+    length = 8192
+    cache.reserve(length)
+    cache.keys[0][7, :, :length], cache.values[0][7, :, :length] = 1.0, 2.0
+    cache.lengths[7] = length
+    one = length * cache.position_bytes
+    assert cache.nbytes == 64 * one
+    assert one <= resident() - before < 2 * one
+    cache.reserve_slots(65)  # moved, and still only what was written
+    assert (cache.keys[0][7] == 1).all()
+    assert resident() - before < 2 * one
+    cache.truncate(7, length // 4)
+    cache.release(7)
+    assert resident() - before < one * 0.6
+    assert (cache.keys[0][7, :, : length // 4] == 1).all()
+    assert (cache.values[0][7, :, length // 2 :] == 0).all()
+    cache.truncate(7, 0)
+    cache.release(7)
+    assert resident() - before < one * 0.2
+
+
+def test_a_copy_may_be_of_the_beginning_alone():
+    cache, x = make_cache(2), embed(9)
+    read(x, cache)
+    cache.copy(0, 1, 4)
+    assert cache.lengths == [9, 4]
+    assert_close(read(x[4:], cache, 1), alone(x)[4:])
+
+
+def test_released_positions_are_zeros_that_can_be_written():
+    cache, x = make_cache(1), embed(CHUNK * 3)
+    read(x, cache)
+    cache.truncate(0, 5)
+    cache.release(0)
+    assert_close(read(x[5:], cache), alone(x)[5:])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from craton.checkpoints.ctranslate2 import FILE_NAME as CTRANSLATE2_FILE
+from craton.checkpoints.ctranslate2 import is_ctranslate2, open_ctranslate2
 from craton.checkpoints.families import family_of, masked_lm_family
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.finite import is_finite
@@ -28,7 +30,7 @@ from craton.checkpoints.safetensors import TensorFolder, open_weights
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor, Weight, WeightSource
 from craton.errors import CheckpointError, FileFormatError
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
-from craton.models import AnyModel, ModelConfig, PoolingConfig, build
+from craton.models import AnyModel, CausalLMConfig, ModelConfig, PoolingConfig, build
 from craton.trunk import replace_linears
 
 PACKING_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in older files
@@ -73,7 +75,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Open a folder in Hugging Face layout, a .safetensors file with its config.json beside it, or a .gguf file.
+        """Open a folder (Hugging Face's layout or CTranslate2's), a .safetensors file with its config, or a .gguf file.
 
         Raises FileFormatError for files that are damaged or refused, CheckpointError for an unknown architecture.
         """
@@ -90,6 +92,9 @@ class Checkpoint:
         if path.suffix == ".gguf":
             hf, source, metadata = open_gguf_model(path)
             where, pooling = str(path), read_gguf_pooling(metadata)
+        elif is_ctranslate2(path):
+            hf, source = open_ctranslate2(path)
+            where, pooling = str(path / CTRANSLATE2_FILE), None
         else:
             weights = open_weights(path)
             folder = path if path.is_dir() else path.parent
@@ -132,6 +137,13 @@ class Checkpoint:
         """The block formats of its matrices where it is loaded `packed`."""
         kinds = repacked_as(self.source.kinds, self.source.shapes)
         return frozenset(kinds[kind].name if kind in kinds else kind for kind in self.quantized_kinds())
+
+    def plain_ends(self) -> bool:
+        """Whether a language model's embedding or head, the matrices with a row for each token, are plain numbers."""
+        if not isinstance(self.config, CausalLMConfig):
+            return False
+        ends = [name for name, shape in self.source.shapes.items() if len(shape) == 2 and shape[0] == self.config.vocab]
+        return any(not self.source.kinds[name].startswith("Q") for name in ends)
 
     def stored_kind(self) -> str:
         """The format that holds most of its numbers."""

@@ -39,7 +39,7 @@ def serve(
         Parameter(help='a file of prompts: one a line, or JSON lines with "prompt"; default: eight of ours'),
     ] = None,
     requests: Annotated[int, Parameter(help="how many requests")] = 100,
-    rate: Annotated[float, Parameter(help="arrivals a second, a Poisson process (0: all at once)")] = 2.0,
+    rate: Annotated[float, Parameter(help="arrivals a second, a Poisson process (0: when a client is free)")] = 2.0,
     clients: Annotated[int, Parameter(help="at most so many requests at once (0: no bound)")] = 0,
     max_tokens: Annotated[int, Parameter(help="longest answer")] = 64,
     seed: Annotated[int, Parameter(help="of the arrivals")] = 0,
@@ -58,7 +58,7 @@ def serve(
     name = model or next(iter(asyncio.run(served_models(url, key))), None)
     if name is None:
         raise UsageError("the server lists no model", where=url, remedy="name one with --model")
-    load = Load(_read(prompts) if prompts else PROMPTS, name, requests, rate, clients, max_tokens, seed)
+    load = Load(_read(prompts) if prompts else PROMPTS, name, requests, rate, clients, (max_tokens,), seed)
     if not json:
         stderr.print(f"[dim]{requests} requests to {stderr.escape(name)}, {rate:g} a second[/]")
     found = {"url": url, "model": name, "rate": rate, "clients": clients} | asyncio.run(run_load(url, load, key))

@@ -31,8 +31,10 @@ def export(
 
     from craton import store
     from craton.checkpoints.checkpoint import Checkpoint
+    from craton.checkpoints.families.whisper_generation import read_generation, write_generation
     from craton.checkpoints.gguf_export import save_gguf
     from craton.checkpoints.save import save_checkpoint
+    from craton.models import Seq2Seq
 
     if target.exists():
         raise UsageError(f"{target} exists already", remedy="choose another name, or remove it first")
@@ -43,6 +45,10 @@ def export(
         written = [target]
     else:
         save_checkpoint(module, checkpoint.family, target, tokenizer=tokenizer, pooling=pooling)
+        if isinstance(module, Seq2Seq):
+            facts = read_generation(checkpoint.folder)
+            tokens = facts.tokens(tokenizer, module.config.vocab)
+            write_generation(target, module.config, tokens, facts.alignment_heads)
         written = sorted(path for path in target.rglob("*") if path.is_file())
     nbytes = sum(path.stat().st_size for path in written)
     if json:

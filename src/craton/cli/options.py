@@ -15,6 +15,7 @@ from craton.inference.settings import SamplingSettings
 
 DEFAULT_CHAT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBED_MODEL = "minilm-l6-v2"
+DEFAULT_SPEECH_MODEL = "whisper-tiny.en"
 
 Json = Annotated[bool, Parameter(negative="", help="print one JSON document instead of text for people")]
 DType = Annotated[

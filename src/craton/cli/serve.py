@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -36,21 +37,31 @@ def start(
     layers = [(str(recipe), read_toml(recipe))] if recipe is not None else []
     chosen, _ = resolve(ServeSettings, [*layers, (FLAGS, given(settings))])
     check_exposure(chosen)
+    gc.disable()  # nothing that is imported can go: to look for it costs a seventh of the imports' time
     try:
         from craton.serving.server import run
     except ImportError as error:
         raise UsageError(
             f"serving needs {error.name}, which is not installed", remedy="pip install craton[serve]"
         ) from None
+    finally:
+        gc.enable()
     run(models or (DEFAULT_CHAT_MODEL, DEFAULT_EMBED_MODEL), chosen, dtype=dtype, threads=threads)
 
 
 @key.command
-def add(name: KeyName, /, *, api_key_file: KeyPath) -> None:
+def add(
+    name: KeyName,
+    /,
+    *,
+    api_key_file: KeyPath,
+    priority: Annotated[int, Parameter(help="-100 to 100: the higher is answered first")] = 0,
+    admin: Annotated[bool, Parameter(help="may load and unload models", negative=())] = False,
+) -> None:
     """Make a key. It is printed once, on standard output, and kept only as a hash."""
     from craton.serving.keys import KeyFile
 
-    print(KeyFile(api_key_file).add(name))
+    print(KeyFile(api_key_file).add(name, priority=priority, admin=admin))
     stderr.print("[dim]Keep it: it is not shown again.[/]")
 
 
@@ -61,10 +72,10 @@ def list_keys(*, api_key_file: KeyPath, json: Json = False) -> None:
 
     keys = KeyFile(api_key_file).keys()
     if json:
-        print_json({"keys": [{"name": one.name, "created": one.created} for one in keys]})
+        print_json({"keys": [one.model_dump(include={"name", "created", "priority", "admin"}) for one in keys]})
         return
     for one in keys:
-        print(f"{one.name}\t{one.created}")
+        print(f"{one.name}\t{one.created}\tpriority {one.priority}" + ("\tadmin" if one.admin else ""))
 
 
 @key.command(name="rm")

@@ -103,8 +103,10 @@ def is_application(name: str) -> bool:
     return False
 
 
-def open_application(name: str, *, dtype: DTypeChoice = "auto", threads: int | None = None) -> Application:
-    """Load an application with its model, index and examples.
+def open_application(
+    name: str, *, dtype: DTypeChoice = "auto", threads: int | None = None, **engine: Any
+) -> Application:
+    """Load an application with its model, index and examples. engine: the fields of `EngineSettings`.
 
     Raises UnknownName and StoreError where it, its model or its adapter is not in the store.
     """
@@ -115,7 +117,7 @@ def open_application(name: str, *, dtype: DTypeChoice = "auto", threads: int | N
     settings = parse(ApplicationSettings, table, where=str(stored.path))
     prompt = parse(Prompt, read_toml(stored.path / PROMPT_NAME, "the prompt"), where=str(stored.path))
     chosen = settings.dtype if dtype == "auto" else dtype
-    model = load(settings.adapter or settings.model, dtype=chosen, threads=threads)
+    model = load(settings.adapter or settings.model, dtype=chosen, threads=threads, **engine)
     encoder = Encoder(settings.encoder, threads)
     rows = read_rows(stored.path / EXAMPLES_NAME)
     pool = ExamplePool([_stored_item(row) for row in rows], encoder) if rows else None

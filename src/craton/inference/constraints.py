@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from craton.errors import UsageError
+from craton.inference import grammar_check
+from craton.inference.grammar_worker import compile_grammar
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 
@@ -83,8 +85,8 @@ class Constraint:
 def make_constraint(settings: SamplingSettings, tokenizer: Tokenizer) -> Constraint | None:
     """The form that `settings` ask for; None where they ask for none.
 
-    Raises UsageError for a schema, expression or grammar that is malformed, is not supported, or that no token of this
-    tokenizer can begin.
+    Raises UsageError for a schema, expression or grammar that is malformed, is not supported, takes too long to compile
+    (see `grammar_check`), or that no token of this tokenizer can begin.
     """
     if settings.json_schema is None and settings.regex is None and not settings.choices and settings.grammar is None:
         return None
@@ -126,8 +128,8 @@ class _Guide:
         # Taken out and put back as the newest: a server compiles in one thread and generates in another.
         matcher = self._matchers.pop(grammar, None)
         if matcher is None:
-            limits = self._library.LLParserLimits(verbose_errors=False)
-            matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+            grammar_check.CHECK.check(kind, grammar)
+            matcher = compile_grammar(self._library, self._tokenizer, grammar)
             if matcher.is_error():
                 raise UsageError(f"the {kind} cannot be followed: {matcher.get_error().strip()}")
         self._matchers[grammar] = matcher

@@ -5,24 +5,27 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from craton.errors import ContextOverflow, CratonError, UsageError
+from craton.errors import ContextOverflow, CratonError, DeadlineExceeded, UsageError
 from craton.inference.constraints import Constraint, make_constraint
 from craton.inference.drafting import Asked, Drafter
 from craton.inference.linears import EXACT_ROWS
+from craton.inference.memory import default_cache_bytes
 from craton.inference.native import has_tiles
 from craton.inference.native.step import NativeStep, build
 from craton.inference.output import TextOutput
+from craton.inference.prefix_store import BLOCK, Kind
 from craton.inference.sampling import Sampler, log_probabilities
+from craton.inference.scheduling import STEP_COPIES, Line, next_pieces
 from craton.inference.settings import SamplingSettings
-from craton.inference.speculation import Pace
+from craton.inference.slots import Slots, blocks_of, common_length
+from craton.inference.speculation import MOST, Pace
 from craton.inference.streaming import StreamWindow, slide
 from craton.modalities.text import Tokenizer
 from craton.models import CausalLM
@@ -42,12 +45,20 @@ SERIAL_CONTEXT = 2048
 
 @dataclass
 class Request:
-    """A tokenised prompt and how to continue it. `choice` numbers the answers where several are asked for: each
-    draws with its own seed, so that they differ."""
+    """A tokenised prompt and how to continue it.
+
+    choice: numbers the answers where several are asked for: each draws with its own seed, so that they differ. salt:
+    requests of different salts share nothing of what was read. priority: the higher goes first, and may take the place
+    of a lower one that runs, which later goes on where it was. deadline: in `time.monotonic()`'s seconds; from then on
+    the answer ends with DeadlineExceeded.
+    """
 
     prompt: list[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     choice: int = 0
+    salt: str = ""
+    priority: int = 0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,15 @@ class Token:
 class Generation:
     """The answer to one request. Iterate it for its tokens as they come; iterating drives the engine.
 
-    Where its form (see `constraints`) proves impossible to follow, the answer is cancelled and whoever waits for it
-    gets the `error`.
+    Where its form (see `constraints`) proves impossible to follow, or its deadline has passed, the answer is cancelled
+    and whoever waits for it gets the `error`.
     """
 
-    def __init__(self, engine: Engine, request: Request, seed: int, constraint: Constraint | None = None) -> None:
-        self.request, self.seed = request, seed
+    def __init__(
+        self, engine: Engine, request: Request, seed: int, number: int, constraint: Constraint | None = None
+    ) -> None:
+        """number: how many requests came before it."""
+        self.request, self.seed, self.rank = request, seed, (-request.priority, number)
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason | None = None
         self.error: CratonError | None = None
@@ -84,6 +98,7 @@ class Generation:
         self._output = TextOutput(engine.tokenizer, request.settings.stop)
         self._slot: int | None = None
         self._done = 0  # seen ids whose keys and values are in the cache
+        self.last_read = -1  # the step that read its last piece
         self._draft: list[int] = []  # guesses at what follows, read behind the last id
         self._pace = Pace()
 
@@ -123,8 +138,7 @@ class Generation:
         try:
             token, complete = self._choose(logits_V)
         except CratonError as error:  # this answer's alone: the others of the batch go on
-            self.error = error
-            self.cancel()
+            self.fail(error)
             return
         now = time.perf_counter()
         self.first_token_at = self.first_token_at or now
@@ -170,7 +184,45 @@ class Generation:
     def readable(self) -> list[int]:
         """What the slot holds and another text may share: of a window that has moved, nothing, because what it keeps
         was read behind what it dropped."""
-        return self.seen[: self._done] if len(self.seen) == len(self.ids) else []
+        return [] if self._moved else self.seen[: self._done]
+
+    @property
+    def kind(self) -> Kind:
+        """With which texts it may share what is read."""
+        return Kind(self.request.salt, self._engine.stretched(self.seen))
+
+    @property
+    def piece(self) -> int:
+        """How many tokens it reads next, guesses not counted. A prompt is cut at fixed places."""
+        if self._in_prompt:
+            end = len(self.seen) if self._moved else len(self.request.prompt)
+            chunk = self._engine._chunk
+            end = min(end, (self._done // chunk + 1) * chunk)
+        else:
+            end = min(len(self.seen), self._done + EXACT_ROWS)
+        stream = self._engine.stream
+        return end - self._done if stream is None else min(end - self._done, stream.block)
+
+    @property
+    def writes(self) -> bool:
+        """Whether what it reads next is the last token of its answer."""
+        return not self._in_prompt and len(self.seen) - self._done == 1
+
+    @property
+    def _in_prompt(self) -> bool:
+        # A prompt's tokens are read by other arithmetic than an answer's where the native kernels run, whatever was
+        # found in the cache and however often a text is read.
+        return not self.first_token_at if self._moved else self._done < len(self.request.prompt)
+
+    @property
+    def _moved(self) -> bool:
+        return len(self.seen) != len(self.ids)
+
+    def fail(self, error: CratonError) -> None:
+        """End with an error."""
+        if self.finish_reason is None:
+            self.error = error
+            self.cancel()
 
     def _choose(self, logits_V: Tensor) -> tuple[int, bool]:
         """The next token, and whether the answer's form is complete with it."""
@@ -186,8 +238,11 @@ class Generation:
 class Engine:
     """Continuous batching over a slotted key-value cache.
 
-    Each step takes one token of every answer that is being written and a piece of every prompt that is being read. A
-    slot keeps what it holds when its answer ends, so a conversation's next turn reads only what is new.
+    Each step takes one token of every answer that is being written and, beside them, some pieces of prompts in turn
+    (see `scheduling`). What was read is not read again while the memory for it lasts (see `slots`): a conversation's
+    next turn reads only what is new. Where memory or slots are short, the request of the lowest priority that came last
+    gives up its slot, waits, reads again what is not stored any more, and goes on with the same tokens as if nothing
+    had been.
     """
 
     def __init__(
@@ -197,14 +252,16 @@ class Engine:
         *,
         dtype: torch.dtype,
         slots: int = 8,
+        cache_bytes: int | None = None,
         native_threads: int | None = None,
         drafter: Drafter | None = None,
         stream: StreamWindow | None = None,
     ) -> None:
-        """dtype: of the activations and the cache. slots: how many requests run at once. native_threads: set where the
-        linear layers run on the native kernels' own threads; torch then gets more than one only for large steps.
-        drafter: guesses at what answers say next, for fewer passes (see `speculation`). stream: answers may be of any
-        length, and see only what it says. Raises UsageError for a model that cannot stream."""
+        """dtype: of the activations and the cache. slots: how many requests run at once. cache_bytes: the memory for
+        keys and values (none: see `memory`). native_threads: set where the linear layers run on the native kernels'
+        own threads; torch then gets more than one only for large steps. drafter: guesses at what answers say next, for
+        fewer passes (see `speculation`). stream: answers may be of any length, and see only what it says. Raises
+        UsageError for a model that cannot stream, and for a window that the memory does not hold."""
         if stream is not None:
             stream.check(model.config.trunk, model.config.context)
         self._drafter, self.stream = drafter, stream
@@ -214,16 +271,23 @@ class Engine:
         self._step: NativeStep | None = build(model)[0] if native_threads is not None else None
         self._chunk = PREFILL_CHUNK if native_threads is None or has_tiles() else VECTOR_PREFILL_CHUNK
         self.cache = KVCache(model.config.trunk, dtype=dtype if self._step is None else torch.float16)
-        self._slots = slots
+        self._slots = Slots(self.cache, slots, default_cache_bytes() if cache_bytes is None else cache_bytes)
+        if stream is not None and blocks_of(stream.size) > self._slots.total:
+            raise UsageError(
+                f"a window of {stream.size} tokens does not fit the {self._slots.total * BLOCK} for which there is "
+                "memory",
+                remedy="choose a smaller window or give more memory",
+            )
         self._stretch_at = stretch_at(model.config.trunk)
-        self._waiting: deque[Generation] = deque()
+        self._waiting: Line[Generation] = Line()
         self._running: list[Generation] = []
-        self._held: dict[int, list[int]] = {}  # slot -> the ids whose keys and values it holds
+        self._submitted = self._steps = 0
 
     def submit(self, request: Request) -> Generation:
         """Queue a request.
 
-        Raises ContextOverflow if prompt and answer do not fit, UsageError for bad ids or a form that none can follow.
+        Raises ContextOverflow if prompt and answer do not fit the context or the memory, UsageError for bad ids or a
+        form that none can follow.
         """
         settings = request.settings
         vocab = self.model.config.vocab
@@ -239,85 +303,150 @@ class Engine:
                 f"{len(request.prompt)} tokens of prompt{asked} are {over} more than the context of {self.context}",
                 remedy="shorten the prompt, ask for fewer tokens or choose a model with a longer context",
             )
+        memory = self._slots.total * BLOCK
+        longest = len(request.prompt) + (settings.max_tokens or 1)
+        if longest > memory and self.stream is None:
+            raise ContextOverflow(
+                f"prompt and answer of {longest} tokens take {longest * self.cache.position_bytes / 2**20:.0f} MiB of "
+                f"keys and values, and there is memory for {memory} tokens",
+                remedy="shorten the prompt, ask for fewer tokens or give the engine more memory",
+            )
         seed = secrets.randbits(63) if settings.seed is None else (settings.seed + request.choice) % 2**63
-        generation = Generation(self, request, seed, make_constraint(settings, self.tokenizer))
-        self._waiting.append(generation)
+        constraint = make_constraint(settings, self.tokenizer)
+        generation = Generation(self, request, seed, self._submitted, constraint)
+        self._submitted += 1
+        self._waiting.add(generation)
         return generation
 
     def room(self, request: Request) -> int:
         """How many tokens the answer to this request may have."""
         if self.stream is not None:
             return request.settings.max_tokens or sys.maxsize
-        left = self.context - len(request.prompt)
+        left = min(self.context, self._slots.total * BLOCK) - len(request.prompt)
         return min(left, request.settings.max_tokens or left)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Advance every running request by one token or one piece of its prompt."""
+        """Advance every answer that is being written by a token or more, and some prompts by a piece."""
         batch = self._schedule()
         self._settle(self._run(batch))
 
-    def _schedule(self) -> list[Generation]:
+    def check(self) -> None:
+        """Raises RuntimeError if the engine has nothing to do and still holds what nobody accounts for."""
         self._retire()
-        while self._waiting and len(self._running) < self._slots:
-            generation = self._waiting[0]
-            if generation.finish_reason is None and self._being_read(generation.request.prompt):
-                break  # its prompt will be in the cache after the next step
-            self._waiting.popleft()
-            if generation.finish_reason is None:
-                self._admit(generation)
-        return sorted(self._running, key=lambda g: g._slot or 0)
+        if self._running or len(self._waiting):
+            raise RuntimeError(f"{len(self._running)} requests run and {len(self._waiting)} wait")
+        self._slots.check()
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that keys and values have been given."""
+        return self._slots.used_bytes
+
+    def stretched(self, ids: Sized) -> bool:
+        """Whether LongRoPE rotates the keys of a text of this length by its long frequencies."""
+        return self._stretch_at is not None and len(ids) > self._stretch_at
+
+    def _schedule(self) -> list[Generation]:
+        now = time.monotonic()
+        for generation in (*self._running, *self._waiting):
+            deadline = generation.request.deadline
+            if deadline is not None and deadline <= now:
+                generation.fail(DeadlineExceeded("the request's deadline has passed before its answer was complete"))
+        self._retire()
+        self._grow()
+        self._admit()
+        self._steps += 1
+        for generation in self._running:
+            # A step that was interrupted before it chose a token left nothing to read: its last token is read again.
+            generation._done = min(generation._done, len(generation.seen) - 1)
+            generation._draft = []
+        writing = sorted((g for g in self._running if g.writes), key=lambda g: g._slot or 0)
+        reading = [g for g in self._running if not g.writes]
+        pieces = next_pieces(reading, len(writing))
+        for generation in pieces:
+            generation.last_read = self._steps
+        return writing + pieces
 
     def _retire(self) -> None:
         for generation in [g for g in self._running if g.finish_reason is not None]:
             assert generation._slot is not None
-            # What an interrupted step had not finished writing does not count.
-            self._held[generation._slot] = generation.readable[: self.cache.lengths[generation._slot]]
+            self._slots.leave(generation._slot)
+            generation._slot = None
             self._running.remove(generation)
+        for generation in self._waiting:
+            if generation.finish_reason is not None:
+                self._waiting.remove(generation)
 
-    def _being_read(self, prompt: list[int]) -> bool:
-        return any(g.request.prompt == prompt and not g.first_token_at for g in self._running)
+    def _grow(self) -> None:
+        for generation in sorted(self._running, key=_rank):
+            while generation._slot is not None and not self._slots.grow(generation._slot, self._positions(generation)):
+                self._preempt(max(self._running, key=_rank))
 
-    def _admit(self, generation: Generation) -> None:
-        # The cache of the slot that shares the longest beginning is taken over if it is free and copied if it is not.
-        # At least the last token is read again: its logits choose the first token of the answer.
-        taken = {g._slot: g.readable for g in self._running}
-        free = [s for s in range(max(len(self.cache.lengths), len(self._running) + 1)) if s not in taken]
-        prompt, limit = generation.request.prompt, len(generation.request.prompt) - 1
-        alike = {s: ids for s, ids in (self._held | taken).items() if self._stretched(ids) == self._stretched(prompt)}
-        shared = {slot: min(common_length(ids, prompt), limit) for slot, ids in alike.items()}
-        donor = max(shared, key=lambda s: (shared[s], s in free), default=None)
-        slot = donor if donor in free and shared[donor] else min(free, key=lambda s: (len(self._held.get(s, ())), s))
-        assert slot is not None
-        self.cache.reserve_slots(slot + 1)
-        start = 0
-        if donor is not None and shared[donor]:
-            start = shared[donor]
-            if donor != slot:
-                self.cache.copy(donor, slot)
-        self.cache.truncate(slot, start)
-        self.cache.expected[slot] = len(prompt) if self.stream is None else 0
-        self._held.pop(slot, None)
-        generation._slot, generation._done, generation.cached_tokens = slot, start, start
+    def _admit(self) -> None:
+        copied = 0
+        for generation in self._waiting:
+            if copied >= STEP_COPIES:
+                break
+            positions = self._positions(generation)
+            lower = sorted((g for g in self._running if g.rank[0] > generation.rank[0] and not g._moved), key=_rank)
+            if not self._slots.fits(positions, without={g._slot for g in lower}):
+                break  # nobody of its rank or behind it goes before it
+            if self._waits_for_a_reader(generation):
+                continue  # what it shares with another's prompt will be in the cache in a few steps
+            while not self._slots.fits(positions):
+                self._preempt(lower.pop())
+            self._start(generation, positions)
+            self._waiting.remove(generation)
+            copied += generation._done
+
+    def _start(self, generation: Generation, positions: int) -> None:
+        slot, start = self._slots.place(generation, self._sharable(generation), positions)
+        self.cache.expected[slot] = len(generation.seen) if self.stream is None else 0
+        generation._slot, generation._done = slot, start
+        if not generation.first_token_at:
+            generation.cached_tokens = start
         self._running.append(generation)
 
-    def _stretched(self, ids: list[int]) -> bool:
-        return self._stretch_at is not None and len(ids) > self._stretch_at
+    def _preempt(self, generation: Generation) -> None:
+        assert generation._slot is not None
+        self._slots.vacate(generation._slot)
+        generation._slot, generation._done = None, 0
+        self._running.remove(generation)
+        self._waiting.add(generation)
+
+    def _positions(self, generation: Generation) -> int:
+        """How many positions of the cache it needs for its next step: all of its prompt, and guesses."""
+        most = len(generation.request.prompt) + self.room(generation.request)
+        if self.stream is not None:
+            return min(most, self.stream.size)
+        return min(most, len(generation.seen) + (MOST if self._drafter is not None else 0))
+
+    def _sharable(self, generation: Generation) -> list[int]:
+        # At least the last token is read again: its logits choose the next one. Where a window drops parts of a prompt,
+        # what it has seen depends on where its pieces begin.
+        if self.stream is not None and len(generation.seen) > self.stream.size:
+            return []
+        return generation.seen[:-1]
+
+    def _waits_for_a_reader(self, generation: Generation) -> bool:
+        ids, kind = self._sharable(generation), generation.kind
+        readers = [g for g in self._running if g._in_prompt and g.kind == kind and g.rank[0] <= generation.rank[0]]
+        coming = max((common_length(g.seen, ids) for g in readers), default=0)
+        worth = max(1, min(BLOCK, len(ids)))
+        return coming >= worth and coming - self._slots.found(kind, ids) >= worth
 
     def _run(self, batch: list[Generation]) -> list[tuple[Generation, Tensor]]:
         # The tokens of answers go through the model together, a piece of a prompt alone: so what a sequence's numbers
         # are never depends on its company, even where a kernel chooses its arithmetic by the number of rows.
-        for generation in batch:
-            # A step that was interrupted before it chose a token left nothing to read: its last token is read again.
-            generation._done = min(generation._done, len(generation.seen) - 1)
-            generation._draft = []
-            if self.stream is not None:
+        if self.stream is not None:
+            for generation in batch:
                 self._slide(generation, self.stream)
-        writing = [g for g in batch if g.tokens and len(g.seen) - g._done == 1]
-        reading = [g for g in batch if g not in writing]
+        writing = [g for g in batch if g.writes]
         if self._drafter is not None and writing:
             self._guess(writing, self._drafter)
-        passes = ([writing] if writing else []) + [[g] for g in reading]
+        passes = [writing[first : first + EXACT_ROWS] for first in range(0, len(writing), EXACT_ROWS)]
+        passes += [[g] for g in batch if not g.writes]
         return [pair for group in passes for pair in self._forward(group)]
 
     def _guess(self, writing: list[Generation], drafter: Drafter) -> None:
@@ -329,7 +458,7 @@ class Engine:
                 left = min(left, self._stretch_at - len(generation.ids))  # one pass has one set of frequencies
             if self.stream is not None:
                 left = min(left, self.stream.size - len(generation.seen))
-            rows = EXACT_ROWS // len(writing) - 1
+            rows = EXACT_ROWS // min(len(writing), EXACT_ROWS) - 1
             most = min(generation._pace.length(len(writing), drafter.price), left, rows)
             asked.append(Asked(generation._slot, generation.seen, max(0, most)))
         for generation, draft in zip(writing, drafter.propose(asked), strict=True):
@@ -357,9 +486,7 @@ class Engine:
         for generation in group:
             assert generation._slot is not None
             self.cache.truncate(generation._slot, generation._done)  # an interrupted step may have left more
-            end = min(len(generation.seen), (generation._done // self._chunk + 1) * self._chunk)
-            if self.stream is not None:
-                end = min(end, generation._done + self.stream.block)
+            end = generation._done + generation.piece
             new = generation.seen[generation._done : end] + generation._draft
             ids += new
             positions += range(generation._done, generation._done + len(new))
@@ -371,7 +498,7 @@ class Engine:
         complete = [(row, g) for row, g, end in zip(last_rows, group, ends, strict=True) if end == len(g.seen)]
         rows = [row + i for row, generation in complete for i in range(1 + len(generation._draft))]
         logits_RV = None
-        prompt = not group[0].tokens
+        prompt = group[0]._in_prompt
         if self._step is not None and (not prompt or has_tiles() or len(rows) == len(ids)):
             # A prompt's numbers are bfloat16 to its last token: they do not depend on where its pieces end.
             parts = 0 if prompt and has_tiles() else None
@@ -399,18 +526,12 @@ class Engine:
                 generation._done, self.cache.expected[generation._slot] = 0, len(generation.ids)
 
 
+def _rank(generation: Generation) -> tuple[int, int]:
+    return generation.rank
+
+
 def stretch_at(config: TrunkConfig) -> int | None:
     """The length beyond which LongRoPE changes its frequencies; None for models without it."""
     rotaries = (layer.attention.rotary for layer in config.layers)
     scalings = (rotary.scaling for rotary in rotaries if rotary is not None)
     return next((s.original_context for s in scalings if s is not None and s.kind == "longrope"), None)
-
-
-def common_length(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many items at their beginning two sequences share."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from craton.checkpoints.gguf import GGMLType
+from craton.checkpoints.gguf.quantize import quantize
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from craton.inference import native
 from craton.inference.native.arena import gather
+from craton.models import CausalLM
 from craton.trunk import replace_linears
 from craton.trunk.attention import Attention
 from craton.trunk.feedforward import FeedForward
@@ -68,13 +71,24 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x_TD, self.weight, self.bias, "none", [], "")
 
 
-def prepare(model: nn.Module, *, prepack: bool, tiles: bool, release: Callable[[], None], parts: int = 2) -> None:
+def prepare(
+    model: nn.Module,
+    *,
+    prepack: bool,
+    tiles: bool,
+    release: Callable[[], None],
+    parts: int = 2,
+    pack_ends: bool = False,
+) -> None:
     """Join q/k/v and gate/up into one product each and give every linear layer its fastest form, in place.
 
     Packed weights go to the native kernel (`parts` and `tiles`: see `PackedLinear`), with `prepack` bfloat16 ones to
     oneDNN's order. release: called after each layer, to give back the memory of weights that were copied from a mapped
-    file.
+    file. pack_ends: a language model's plain embedding and head are rounded to 8 bits, 32 weights to a scale, so that a
+    token can be one call of the kernels; they are a large part of a small model, and read in whole for each token.
     """
+    if pack_ends and isinstance(model, CausalLM):
+        _quantize_ends(model)
     for module in model.modules():
         if isinstance(module, Attention):
             module.fused = _join([module.q, module.k, module.v], prepack, tiles, parts)
@@ -109,6 +123,28 @@ def prepare(model: nn.Module, *, prepack: bool, tiles: bool, release: Callable[[
     replace_linears(model, where, make)
     gather(list({id(w): w for w in _packed_weights(model)}.values()))
     gc.collect()  # the unjoined weights are garbage now, and they are as large as the model
+
+
+def _quantize_ends(model: CausalLM) -> None:
+    """Plain ends become quantised ones, a tied pair the same blocks; those whose rows are not whole blocks stay."""
+    blocks: dict[int, QuantizedTensor] = {}
+
+    def quantized(weight_VD: Tensor) -> QuantizedTensor:
+        key = weight_VD.data_ptr()
+        if key not in blocks:
+            kind = GGMLType.Q8_0
+            numbers = weight_VD.detach().float().numpy()
+            blocks[key] = QuantizedTensor(kind, quantize(numbers, kind).reshape(len(numbers), -1), numbers.shape)
+        return blocks[key]
+
+    if model.config.trunk.width % native.GROUP:
+        return
+    head, embedding = model.head, model.embedding
+    if isinstance(head, nn.Linear):
+        model.head = QuantizedLinear(quantized(head.weight), head.bias)  # type: ignore[assignment]
+    if isinstance(embedding, nn.Embedding):
+        packed = QuantizedEmbedding(quantized(embedding.weight), embedding.weight.dtype)
+        model.embedding = packed  # type: ignore[assignment]
 
 
 def _packed_weights(model: nn.Module) -> Iterator[native.PackedWeight]:

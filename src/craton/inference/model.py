@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families import Family
+from craton.checkpoints.families.whisper_generation import read_generation
 from craton.config import parse
 from craton.errors import ContextOverflow, UsageError
 from craton.inference import native
@@ -23,9 +26,12 @@ from craton.inference.plan import DTypeChoice, Plan, make_plan
 from craton.inference.scoring import Pair, Score, Scorer, check_fits
 from craton.inference.settings import EngineSettings, SamplingSettings
 from craton.inference.streaming import StreamWindow
+from craton.inference.transcription import Transcriber, Transcript
+from craton.inference.transcription_settings import TranscriptionSettings
+from craton.modalities.audio import SAMPLE_RATE, check_samples, read_audio
 from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
-from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, pool
+from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, Seq2Seq, pool
 from craton.store import find
 from craton.trunk.trunk import sequence_layout
 
@@ -118,6 +124,7 @@ class Model:
         self.settings, self._drafter = settings, _make_drafter(settings.speculate, self)
         self._engine: Engine | None = None
         self._scorer: Scorer | None = None
+        self._transcriber: Transcriber | None = None
 
     @property
     def context(self) -> int:
@@ -128,6 +135,8 @@ class Model:
     def engine(self) -> Engine:
         """The engine that all text of this model comes from. Raises UsageError for an encoder, which writes none."""
         if self._engine is None:
+            if isinstance(self.module, Seq2Seq):
+                raise UsageError(f"{self.name} writes down what it hears, nothing else", remedy="use transcribe")
             if not isinstance(self.module, CausalLM):
                 raise UsageError(
                     f"{self.name} is an encoder: it reads text and writes none", remedy="use embed, or another model"
@@ -138,6 +147,8 @@ class Model:
                 self.module,
                 self.tokenizer,
                 dtype=self.plan.dtype,
+                slots=self.settings.slots,
+                cache_bytes=self.settings.cache_bytes,
                 native_threads=native_threads,
                 drafter=self._drafter,
                 stream=StreamWindow(window, self.settings.sinks) if window is not None else None,
@@ -149,7 +160,7 @@ class Model:
         """What `score` reads with. Raises UsageError for an encoder."""
         if self._scorer is None:
             if not isinstance(self.module, CausalLM):
-                raise UsageError(f"{self.name} is an encoder and gives text no probability")
+                raise UsageError(f"{self.name} is no language model and gives text no probability")
             native_threads = self.plan.threads if self.plan.packed else None
             self._scorer = Scorer(self.module, dtype=self.plan.dtype, native_threads=native_threads)
         return self._scorer
@@ -251,6 +262,38 @@ class Model:
             )
         return self.start_id
 
+    @property
+    def hears(self) -> bool:
+        """Whether it is a speech model: it transcribes and embeds sound, and reads no text."""
+        return isinstance(self.module, Seq2Seq)
+
+    @property
+    def transcriber(self) -> Transcriber:
+        """What `transcribe` hears with. Raises UsageError for a model that hears nothing."""
+        if self._transcriber is None:
+            if not isinstance(self.module, Seq2Seq):
+                raise UsageError(f"{self.name} hears nothing", remedy="take a speech model, such as whisper-tiny.en")
+            facts = read_generation(self.checkpoint.folder)
+            tokens = facts.tokens(self.tokenizer, self.module.config.vocab)
+            heads, dtype = facts.alignment_heads, self.plan.dtype
+            self._transcriber = Transcriber(self.module, self.tokenizer, tokens, heads, dtype)
+        return self._transcriber
+
+    def transcribe(
+        self, audio: str | Path | bytes | npt.NDArray[Any], *, rate: int = SAMPLE_RATE, **settings: Any
+    ) -> Transcript:
+        """The text of a recording: a file, a file's bytes, or samples [N] or [N, channels] in -1..1 at `rate`.
+
+        settings: the fields of `TranscriptionSettings`, such as word_times=True.
+
+        Raises UsageError for settings that this model cannot follow or samples that are none, FileFormatError for a
+        file that is no sound.
+        """
+        checked = parse(TranscriptionSettings, settings, where="transcription settings")
+        self.transcriber.check(checked)
+        samples = check_samples(audio, rate) if isinstance(audio, np.ndarray) else read_audio(audio)
+        return next(self.transcriber.transcribe([samples], checked))
+
     @torch.inference_mode()
     def embed(self, texts: str | Sequence[str]) -> Tensor:
         """One fp32 vector for each text, [B, width] (a single text gives [1, width]), pooled as the checkpoint says.
@@ -258,6 +301,8 @@ class Model:
         Raises ContextOverflow for a text longer than the model reads: nothing is cut silently.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if isinstance(self.module, Seq2Seq):
+            raise UsageError(f"{self.name} hears and reads no text", remedy="use embed_audio, or another model")
         config = self.checkpoint.pooling or PoolingConfig()
         limit = min(config.max_tokens or self.context, self.context)
         encoded = self.tokenizer.encode_batch(texts)
@@ -284,6 +329,17 @@ class Model:
                 vectors[i] = vector
         return torch.stack([v for v in vectors if v is not None]) if texts else torch.empty(0, self._width)
 
+    def embed_audio(self, recordings: Sequence[str | Path | bytes | npt.NDArray[Any]]) -> Tensor:
+        """One fp32 vector for each recording, [B, width]: the mean of what a speech model's encoder makes of it, of
+        length 1. Made for finding like sounds and for probes; the model was trained for neither.
+
+        recordings: files, a file's bytes, or samples at 16 kHz. Raises what `transcribe` raises.
+        """
+        transcriber = self.transcriber
+        found = (check_samples(one) if isinstance(one, np.ndarray) else read_audio(one) for one in recordings)
+        vectors = [transcriber.vector(samples) for samples in found]
+        return torch.stack(vectors) if vectors else torch.empty(0, transcriber.module.config.encoder.width)
+
     @property
     def _width(self) -> int:
         return self.module.config.trunk.width
@@ -292,7 +348,7 @@ class Model:
     def logits(self, ids: Sequence[int] | Tensor) -> Tensor:
         """fp32 logits [T, vocab] of the token that follows each of these ids."""
         if not isinstance(self.module, CausalLM):
-            raise UsageError(f"{self.name} is an encoder and has no next-token logits")
+            raise UsageError(f"{self.name} is no language model and has no next-token logits")
         ids_T = torch.as_tensor(ids)
         if not 0 < len(ids_T) <= self.context:
             raise ContextOverflow(f"{len(ids_T)} tokens are not between 1 and the context of {self.context}")
@@ -331,7 +387,14 @@ def load(
         module = checkpoint.load(torch.float32)
         adapt(module, checkpoint.family)
         module.to(plan.dtype)
-    prepare(module, prepack=plan.prepack, tiles=plan.tiles, release=checkpoint.source.release, parts=plan.parts)
+    prepare(
+        module,
+        prepack=plan.prepack,
+        tiles=plan.tiles,
+        release=checkpoint.source.release,
+        parts=plan.parts,
+        pack_ends=plan.pack_ends,
+    )
     return Model(str(name), checkpoint, module, tokenizer, plan, settings)
 
 

@@ -23,11 +23,12 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 class Plan:
     """dtype: of activations, cache and every weight that is not packed. packed: block-quantised weights stay packed.
 
-    prepack, tiles, parts: see `linears.prepare`. decisions: one sentence for each choice, for people.
+    pack_ends, prepack, tiles, parts: see `linears.prepare`. decisions: one sentence for each choice, for people.
     """
 
     dtype: torch.dtype
     packed: bool
+    pack_ends: bool
     prepack: bool
     tiles: bool
     parts: int
@@ -70,8 +71,11 @@ def make_plan(
     if packed and int8:
         kernel += f", int8 activations ({'as asked' if activations == 'int8' else 'the checkpoint asks for them'})"
     dtype_name = str(chosen).removeprefix("torch.")
+    pack_ends = packed and checkpoint.plain_ends()
+    if pack_ends:
+        reason += ", its plain embedding and head in 8 bits beside them"
     decisions = (f"{dtype_name}: {reason}", f"kernel: {kernel}", f"threads: {thread_count} ({thread_reason})")
-    return Plan(chosen, packed, prepack, tiles, 1 if int8 else 2, thread_count, kernel, decisions)
+    return Plan(chosen, packed, pack_ends, prepack, tiles, 1 if int8 else 2, thread_count, kernel, decisions)
 
 
 def fast_bfloat16() -> bool:

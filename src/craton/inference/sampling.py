@@ -9,9 +9,9 @@ from torch import Tensor
 
 from craton.inference.settings import SamplingSettings
 
-# top-p sorts this many candidates first and all of them only when they do not reach p: a full sort of a vocabulary
-# costs more than a decode step of a small model.
-NUCLEUS_CANDIDATES = 1024
+# So many candidates are sorted first, and all of them only when these do not reach p, or the number that was drawn: a
+# full sort of a vocabulary costs as much as a decode step of a small model.
+FIRST_CANDIDATES = 1024
 
 
 class Sampler:
@@ -55,19 +55,18 @@ class Sampler:
 
     def _draw(self, logits_V: Tensor) -> int:
         settings = self.settings
-        candidates = len(logits_V)
-        if settings.top_k:
-            candidates = min(candidates, settings.top_k)
-        elif settings.top_p < 1 or settings.min_p > 0:
-            candidates = min(candidates, NUCLEUS_CANDIDATES)
+        drawn = torch.rand((), generator=self._random, dtype=torch.float64)
+        candidates = min(len(logits_V), settings.top_k or FIRST_CANDIDATES)
         total = logits_V.double().logsumexp(0)
         while True:
             # Sorted, so that one uniform number picks the same token whatever the order of the vocabulary.
             values, tokens = logits_V.topk(candidates)
             probabilities = (values.double() - total).exp()
-            if settings.top_k or candidates == len(logits_V) or self._covers(probabilities):
+            if settings.top_k or candidates == len(logits_V) or self._covers(probabilities, drawn):
                 break
             candidates = len(logits_V)
+        if not settings.top_k and settings.top_p == 1 and settings.min_p == 0:
+            return int(tokens[torch.searchsorted(probabilities.cumsum(0), drawn, right=True).clamp(max=candidates - 1)])
         if settings.top_k:
             probabilities = probabilities / probabilities.sum()
         keep = torch.ones_like(probabilities, dtype=torch.bool)
@@ -77,11 +76,14 @@ class Sampler:
         if settings.min_p > 0:
             keep &= probabilities >= settings.min_p * probabilities[0]
         cumulative = torch.where(keep, probabilities, 0.0).cumsum(0)
-        point = torch.rand((), generator=self._random, dtype=torch.float64) * cumulative[-1]
+        point = drawn * cumulative[-1]
         return int(tokens[torch.searchsorted(cumulative, point, right=True).clamp(max=int(keep.sum()) - 1)])
 
-    def _covers(self, probabilities: Tensor) -> bool:
+    def _covers(self, probabilities: Tensor, drawn: Tensor) -> bool:
+        """Whether no candidate behind these can be chosen."""
         settings = self.settings
+        if settings.top_p == 1 and settings.min_p == 0:
+            return bool(probabilities.sum() > drawn)
         by_p = settings.top_p < 1 and float(probabilities.sum()) >= settings.top_p
         by_min = settings.min_p > 0 and bool(probabilities[-1] < settings.min_p * probabilities[0])
         return by_p or by_min

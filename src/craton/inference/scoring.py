@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from craton.errors import ContextOverflow, UsageError
-from craton.inference.engine import PREFILL_CHUNK, SERIAL_CONTEXT, common_length, stretch_at
+from craton.inference.engine import PREFILL_CHUNK, SERIAL_CONTEXT, stretch_at
 from craton.inference.linears import EXACT_ROWS
+from craton.inference.slots import common_length
 from craton.models import CausalLM
 from craton.trunk import KVCache
 from craton.trunk.cache import CHUNK

@@ -28,6 +28,10 @@ class EngineSettings(Settings):
         "little less exact); auto: int8 where the model's file asks for it",
     )
     sinks: int = Field(4, ge=0, description="how many of the first tokens a stream window keeps")
+    slots: int = Field(8, ge=1, description="answers that are written at once")
+    cache_bytes: int | None = Field(
+        None, ge=1 << 20, description="memory for keys and values (none: a quarter of the machine's)"
+    )
 
 
 class SamplingSettings(Settings):

@@ -15,14 +15,16 @@ from craton.serving.errors import ApiError
 FRESHNESS = 0.2
 LONGEST_RETRY = 60
 
+Rank = tuple[int, str]  # (minus the priority, key)
+
 
 class Gate:
-    """Lets `concurrency` requests in; `queue` more wait. Keys take turns, so that one that sends much delays only
-    itself."""
+    """Lets `concurrency` requests in; `queue` more wait. Those of the highest priority go first; keys of one priority
+    take turns, so that one that sends much delays only itself."""
 
     def __init__(self, concurrency: int, queue: int) -> None:
         self._free, self._concurrency, self._queue = concurrency, concurrency, queue
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: OrderedDict[Rank, deque[asyncio.Future[None]]] = OrderedDict()
         self._mean_seconds = 1.0
 
     @property
@@ -44,9 +46,9 @@ class Gate:
         self._waiting.clear()
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
+    async def turn(self, key: str, priority: int = 0) -> AsyncIterator[None]:
         """Wait for a turn and hold it. Raises ApiError 429, with a time to wait, where the queue is full."""
-        await self._enter(key)
+        await self._enter((-priority, key))
         started = time.perf_counter()
         try:
             yield
@@ -54,7 +56,7 @@ class Gate:
             self._mean_seconds += FRESHNESS * (time.perf_counter() - started - self._mean_seconds)
             self._leave()
 
-    async def _enter(self, key: str) -> None:
+    async def _enter(self, rank: Rank) -> None:
         if self._free:
             self._free -= 1
             return
@@ -68,7 +70,7 @@ class Gate:
                 retry_after=min(max(1, wait), LONGEST_RETRY),
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, deque()).append(turn)
+        self._waiting.setdefault(rank, deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -78,10 +80,11 @@ class Gate:
 
     def _leave(self) -> None:
         while self._waiting:
-            key, line = self._waiting.popitem(last=False)
+            rank = min(self._waiting, key=lambda rank: rank[0])  # of equals the first, which has waited longest
+            line = self._waiting.pop(rank)
             turn = line.popleft()
             if line:
-                self._waiting[key] = line  # behind the other keys
+                self._waiting[rank] = line  # behind the other keys
             if not turn.done():
                 turn.set_result(None)
                 return

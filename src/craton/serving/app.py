@@ -16,6 +16,7 @@ from craton.serving.openapi import openapi_document
 from craton.serving.routes.chat import chat_completions
 from craton.serving.routes.completions import completions
 from craton.serving.routes.messages import count_tokens, messages
+from craton.serving.routes.models import load_model, unload_model
 from craton.serving.routes.operations import Operations, not_found, refused
 from craton.serving.routes.responses import responses
 from craton.serving.routes.tokens import detokenize, tokenize
@@ -23,6 +24,7 @@ from craton.serving.routes.vectors import embeddings, rerank
 from craton.serving.schemas.chat import ChatRequest
 from craton.serving.schemas.completions import CompletionRequest
 from craton.serving.schemas.messages import CountTokensRequest, MessagesRequest
+from craton.serving.schemas.models import LoadRequest, UnloadRequest
 from craton.serving.schemas.responses import ResponsesRequest
 from craton.serving.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from craton.serving.schemas.vectors import EmbeddingRequest, RerankRequest
@@ -39,6 +41,8 @@ ENDPOINTS: dict[str, Endpoint[Any]] = {
     "/v1/rerank": Endpoint(RerankRequest, rerank),
     "/v1/tokenize": Endpoint(TokenizeRequest, tokenize, queued=False),
     "/v1/detokenize": Endpoint(DetokenizeRequest, detokenize, queued=False),
+    "/v1/models/load": Endpoint(LoadRequest, load_model, queued=False),
+    "/v1/models/unload": Endpoint(UnloadRequest, unload_model, queued=False),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from craton.config import parse
 from craton.inference.engine import Request, Token
 from craton.inference.settings import SamplingSettings
+from craton.modalities.text import Tokenizer
 from craton.serving.applications import prepare_application
 from craton.serving.call import Call
 from craton.serving.conversation import Chat, Prepared, prepare
@@ -29,6 +30,11 @@ class Whole:
     calls: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str = "stop"
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of its tokens."""
+        return [token.id for token in self.tokens]
 
     def add(self, said: Sequence[Said]) -> None:
         """Take in what was said."""
@@ -73,8 +79,13 @@ async def running(call: Call, served: Served, prompts: Sequence[Sequence[int]], 
     """The answers to prompts, `n` for each, while they are written. Leaving cancels what has not ended."""
     settings = parse(SamplingSettings, sampling, where="the request")
     await call.state.forms.compile(settings, served.model.tokenizer)
+    caller = call.caller
     answers = [
-        call.state.worker.submit(served.engine, Request(list(ids), settings, choice), call.id)
+        call.state.worker.submit(
+            served.engine,
+            Request(list(ids), settings, choice, caller.salt, caller.priority, call.deadline),
+            call.id,
+        )
         for ids in prompts
         for choice in range(settings.n)
     ]
@@ -152,6 +163,14 @@ async def read_whole(call: Call, answer: Answer, parser: AnswerParser) -> Whole:
 async def read_all(call: Call, answers: Sequence[Answer], parsers: Sequence[AnswerParser]) -> list[Whole]:
     """All answers to their ends; the first that fails ends them all."""
     return await asyncio.gather(*(read_whole(call, a, p) for a, p in zip(answers, parsers, strict=True)))
+
+
+def stopped_by(ids: Sequence[int], stops: Sequence[str], tokenizer: Tokenizer) -> str | None:
+    """Which stop string an answer of these tokens ended with, if any. Its text ends before it; its tokens do not."""
+    decoder = tokenizer.stream()
+    text = "".join([*(decoder.push(i) for i in ids), decoder.finish()])
+    found = [(at, -len(stop), stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[2] if found else None
 
 
 def text_of(piece: Piece) -> str:

@@ -7,32 +7,46 @@ import time
 from dataclasses import dataclass, field
 
 from craton.serving import logs
+from craton.serving.keys import Caller
+from craton.serving.models import Place, Served
 from craton.serving.state import ServerState
 from craton.serving.worker import Piece
-
-ANYONE = "anyone"
 
 
 @dataclass
 class Call:
-    """A request. id: made by the server. key: the name of the key that it came with. endpoint: its route's path.
-    sending: what is just being sent."""
+    """A request. id: made by the server. caller: whose key it came with. endpoint: its route's path. deadline: in
+    `time.monotonic()`'s seconds. sending: what is just being sent."""
 
     state: ServerState
     id: str
-    key: str
+    caller: Caller
     endpoint: str = "unknown"
     model: str = ""
     stream: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    deadline: float | None = None
     started: float = field(default_factory=time.perf_counter)
     entered: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
     sending: asyncio.Future[None] | None = None
     log_texts: dict[str, object] = field(default_factory=dict)
+    _borrowed: list[Place] = field(default_factory=list)
+
+    async def borrow(self, model: str) -> Served:
+        """The model of this name, which stays loaded until the request has ended. Raises what `Shelf.borrow` does."""
+        place = await self.state.shelf.borrow(model)
+        self._borrowed.append(place)
+        assert place.served is not None
+        return place.served
+
+    def give_back(self) -> None:
+        """The request has ended: its models may be unloaded."""
+        while self._borrowed:
+            self.state.shelf.give_back(self._borrowed.pop())
 
     def enter(self) -> None:
         """Its turn has come."""
@@ -77,7 +91,7 @@ class Call:
         logs.event(
             "request",
             id=self.id,
-            key=self.key,
+            key=self.caller.name,
             endpoint=self.endpoint,
             model=self.model,
             status=status,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from craton.errors import ContextOverflow, CratonError, TemplateError, UsageError
+from craton.errors import ContextOverflow, CratonError, DeadlineExceeded, TemplateError, UsageError
 
 _KINDS = {
     400: "invalid_request_error",
@@ -12,6 +12,7 @@ _KINDS = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    409: "invalid_request_error",
     413: "request_too_large",
     415: "invalid_request_error",
     429: "rate_limit_error",
@@ -64,6 +65,8 @@ def from_craton(error: CratonError) -> ApiError:
     message = error.what if error.remedy is None else f"{error.what} ({error.remedy})"
     if isinstance(error, ContextOverflow):
         return ApiError(400, message, code="context_length_exceeded")
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(504, message, code="timeout")
     if isinstance(error, UsageError | TemplateError):
         return ApiError(400, message, param=error.where, code=error.code)
     return ApiError(503, message, code=error.code)

@@ -7,9 +7,10 @@ import secrets
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from craton.serving.call import ANYONE, Call
+from craton.serving.call import Call
 from craton.serving.errors import ApiError, from_any
 from craton.serving.http import refuse
+from craton.serving.keys import ANYONE, Caller
 from craton.serving.settings import is_loopback
 from craton.serving.state import ServerState
 
@@ -31,7 +32,7 @@ class Guard:
         # What a client calls its request leads nowhere: ids are the server's.
         call = Call(self._state, f"req_{secrets.token_hex(12)}", ANYONE)
         try:
-            call.key = self._key_of(scope)
+            call.caller = self._caller_of(scope)
         except Exception as error:
             refusal = from_any(error)
             await refuse(send, call, refusal, scope["path"])
@@ -44,24 +45,24 @@ class Guard:
         finally:
             self._inside -= 1
 
-    def _key_of(self, scope: Scope) -> str:
+    def _caller_of(self, scope: Scope) -> Caller:
         if scope["path"] in OPEN_PATHS:
             return ANYONE
         headers = Headers(scope=scope)
-        name = ANYONE
+        caller = ANYONE
         if self._state.keys is None:
             _check_host(headers.get("host", ""))
         else:
-            found = self._state.keys.name_of(_presented(headers))
+            found = self._state.keys.caller_of(_presented(headers))
             if found is None:
                 raise ApiError(401, "a valid API key is needed", code="invalid_api_key")
-            name = found
+            caller = found
         if self._state.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
         limits = self._state.settings
         if self._inside >= limits.concurrency + limits.queue + MOST_READING:
             raise ApiError(503, "too many requests at once", code="too_many_requests", retry_after=1)
-        return name
+        return caller
 
 
 def _presented(headers: Headers) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -67,14 +68,16 @@ class Endpoint(Generic[B]):
                 logs.fault("a request failed", error, id=call.id)
             await sender.refuse(refusal, scope["path"])
         finally:
+            call.give_back()
             call.record(status)
 
     async def _answer(self, call: Call, body: B, sender: _Sender) -> None:
         limit = call.state.settings.request_timeout
+        call.deadline = time.monotonic() + limit
         try:
             async with asyncio.timeout(limit):
                 if self.queued:
-                    async with call.state.gate.turn(call.key):
+                    async with call.state.gate.turn(call.caller.name, call.caller.priority):
                         call.enter()
                         await self._send(await self.handler(call, body), sender)
                 else:

@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -17,15 +18,34 @@ from craton.config import Settings
 from craton.errors import FileFormatError, UnknownName, UsageError
 
 PREFIX = "craton-"
+MOST_PRIORITY = 100
 
 
 class StoredKey(Settings):
-    """A key as the file holds it. A key is 256 random bits, so one round of SHA-256 is as good as a slow hash."""
+    """A key as the file holds it. A key is 256 random bits, so one round of SHA-256 is as good as a slow hash.
+
+    priority: the higher is answered first. admin: may load and unload models.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     salt: str = Field(pattern=r"^[0-9a-f]{32}$")
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: str
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
+    admin: bool = False
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a key's name, rank and rights. salt: callers of different salts share nothing of what a model read."""
+
+    name: str
+    salt: str = ""
+    priority: int = 0
+    admin: bool = False
+
+
+ANYONE = Caller("anyone")
 
 
 class _KeyTable(Settings):
@@ -54,23 +74,27 @@ class KeyFile:
             self._keys, self._seen = _read(self.path), (stat.st_mtime_ns, stat.st_size)
         return self._keys
 
-    def name_of(self, presented: str) -> str | None:
-        """The name of the key that was presented; None for a wrong one. Takes the same time for any wrong key."""
+    def caller_of(self, presented: str) -> Caller | None:
+        """Whose key was presented; None for a wrong one. Takes the same time for any wrong key."""
         found = None
         for key in self.keys():
             if hmac.compare_digest(_hash(key.salt, presented), key.hash):
-                found = key.name
+                found = Caller(key.name, key.hash, key.priority, key.admin)
         return found
 
-    def add(self, name: str) -> str:
+    def add(self, name: str, *, priority: int = 0, admin: bool = False) -> str:
         """Make a key; gives its text, which is nowhere else. Raises UsageError for a name that is taken."""
         keys = self.keys() if self.path.exists() else ()
         if any(key.name == name for key in keys):
             raise UsageError(f"there is a key {name!r} already", where=str(self.path), remedy="choose another name")
         text, salt = PREFIX + secrets.token_urlsafe(32), secrets.token_hex(16)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if abs(priority) > MOST_PRIORITY:
+            raise UsageError(f"a priority is between -{MOST_PRIORITY} and {MOST_PRIORITY}, not {priority}")
         try:
-            added = StoredKey(name=name, salt=salt, hash=_hash(salt, text), created=created)
+            added = StoredKey(
+                name=name, salt=salt, hash=_hash(salt, text), created=created, priority=priority, admin=admin
+            )
         except ValidationError:
             raise UsageError(f"{name!r} is no name for a key", remedy="letters, digits, '.', '_', '-'") from None
         self._write((*keys, added))

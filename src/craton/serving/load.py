@@ -1,4 +1,5 @@
-"""A load generator for any OpenAI-compatible server: prompts arrive as a Poisson process, and what users feel is timed.
+"""A load generator for any OpenAI-compatible server, which times what users feel: prompts arrive as a Poisson process,
+or each of so many clients sends its next one when it has its answer.
 
 HTTP/1.1 is spoken here by hand, so that the measuring costs next to nothing and needs no package.
 """
@@ -36,16 +37,32 @@ class Sample:
 
 @dataclass(frozen=True)
 class Load:
-    """What to send. rate: arrivals a second (0: all at once). clients: at most so many at once (0: no bound)."""
+    """What to send. rate: arrivals a second (0: as soon as a client is free). clients: at most so many at once (0: no
+    bound). max_tokens: answers' longest lengths, taken in turn as the prompts are. system: stands before every prompt.
+    temperature: none: the server's own."""
 
     prompts: Sequence[str]
     model: str
     requests: int = 100
     rate: float = 2.0
     clients: int = 0
-    max_tokens: int = 64
+    max_tokens: Sequence[int] = (64,)
     seed: int = 0
     timeout: float = 600.0
+    system: str | None = None
+    temperature: float | None = None
+
+    def body(self, number: int) -> dict[str, Any]:
+        """The request of this number."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return {
+            "model": self.model,
+            "messages": [*system, {"role": "user", "content": self.prompts[number % len(self.prompts)]}],
+            "max_tokens": self.max_tokens[number % len(self.max_tokens)],
+            "seed": number,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        } | ({} if self.temperature is None else {"temperature": self.temperature})
 
 
 async def run_load(url: str, load: Load, key: str | None = None) -> dict[str, Any]:
@@ -56,20 +73,15 @@ async def run_load(url: str, load: Load, key: str | None = None) -> dict[str, An
 
     async def one(number: int, due: float) -> Sample:
         await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
-        # A request's time begins when it is due: waiting for a client's turn is waiting.
+        # A request's time begins when it is due: waiting for a client's turn is waiting. Where none is due at a time,
+        # it begins when a client sends it.
         sample = Sample(time.perf_counter())
         async with bound:
-            body = {
-                "model": load.model,
-                "messages": [{"role": "user", "content": load.prompts[number % len(load.prompts)]}],
-                "max_tokens": load.max_tokens,
-                "seed": number,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
+            if not load.rate:
+                sample.started = time.perf_counter()
             try:
                 async with asyncio.timeout(load.timeout):
-                    await _ask(url, body, key, sample)
+                    await _ask(url, load.body(number), key, sample)
             except (OSError, TimeoutError, ValueError, EOFError) as error:
                 sample.error = f"{type(error).__name__}: {error}"[:200]
         sample.ended = time.perf_counter()
@@ -128,7 +140,7 @@ def _percentiles(values: list[float]) -> dict[str, float | None]:
 
 
 async def _ask(url: str, body: dict[str, Any], key: str | None, sample: Sample) -> None:
-    last = 0.0
+    last, complete = 0.0, False
     async with aclosing(_lines(url, "POST", "/v1/chat/completions", body, key)) as lines:
         async for line in lines:
             if not line.startswith("data:"):
@@ -141,7 +153,9 @@ async def _ask(url: str, body: dict[str, Any], key: str | None, sample: Sample) 
                 raise ValueError(str(event["error"].get("message")))
             if usage := event.get("usage"):
                 sample.tokens, sample.prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
-            if any(_says(choice) for choice in event.get("choices", ())):
+            choices = event.get("choices", ())
+            complete = complete or any(choice.get("finish_reason") for choice in choices)
+            if any(_says(choice) for choice in choices):
                 now = time.perf_counter()
                 if sample.first_token is None:
                     sample.first_token = now - sample.started
@@ -149,7 +163,8 @@ async def _ask(url: str, body: dict[str, Any], key: str | None, sample: Sample) 
                     sample.between.append(now - last)
                 last = now
                 sample.pieces += 1
-    raise EOFError("the stream ended before [DONE]")
+    if not complete:  # some servers send no [DONE]
+        raise EOFError("the stream ended before its answer did")
 
 
 def _says(choice: dict[str, Any]) -> bool:

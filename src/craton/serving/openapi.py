@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _REFUSALS = {
     "400": "A field is wrong or not supported; the message names it",
     "401": "No valid key",
+    "403": "This key may not, or this is not the machine's own name",
     "404": "No such model",
+    "409": "It is so already, or is just being changed",
     "413": "The body is too large",
     "429": "The queue is full; see Retry-After",
     "503": "The server is stopping or cannot do it now",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -56,6 +57,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises UsageError for an address that cannot be had, and what loading raises."""
     logs.start_logging()
+    gc.freeze()  # what was imported stays: no collection, which answers would wait for, looks at it again
     asyncio.run(serve(models, settings, dtype=dtype, threads=threads))
 
 
@@ -98,6 +100,7 @@ async def _load(state: ServerState, server: _Server) -> None:
         except Exception:
             server.should_exit = True
             raise
+        state.started = True
         logs.event("ready")
 
 

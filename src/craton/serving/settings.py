@@ -6,8 +6,9 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from craton.compression.quantize_settings import parse_bytes
 from craton.config import Settings
 from craton.errors import UsageError
 
@@ -25,7 +26,7 @@ class ServeSettings(Settings):
     max_choices: int = Field(16, ge=1, le=128, description="answers that one request may ask for")
     max_batch: int = Field(256, ge=1, description="prompts, texts or documents in one request")
     concurrency: int = Field(
-        8, ge=1, description="requests that are answered at once, and answers in an engine at once"
+        16, ge=1, description="requests that are answered at once, and answers in an engine at once"
     )
     queue: int = Field(128, ge=0, description="requests that wait for their turn; more are refused (429)")
     request_timeout: float = Field(600.0, gt=0, description="seconds that a request may take, waiting included (504)")
@@ -33,7 +34,24 @@ class ServeSettings(Settings):
     drain: float = Field(
         20.0, ge=0, description="seconds that running answers get to finish when the server is stopped"
     )
+    memory: str | None = Field(
+        None,
+        description="memory that loaded models may take, such as 8GB (weights, and keys and values): the one that was "
+        "used longest ago is unloaded when another needs room (none: no limit)",
+    )
     log_prompts: bool = Field(False, description="write prompts and answers into the log")
+
+    @field_validator("memory")
+    @classmethod
+    def _check_memory(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory)
 
 
 def is_loopback(host: str) -> bool:

@@ -30,8 +30,18 @@ class ServerState:
         self.worker = EngineWorker(send_buffer=settings.send_buffer, at_once=settings.concurrency)
         self.forms = Forms()
         self.draining = False
+        self.started = settings.load == "use"  # whether what is loaded at the start has been
         try:
-            self.shelf = Shelf(models, self.worker, dtype=dtype, threads=threads, on_load=_log_load)
+            self.shelf = Shelf(
+                models,
+                self.worker,
+                dtype=dtype,
+                threads=threads,
+                memory=settings.memory_bytes,
+                slots=settings.concurrency,
+                on_load=_log_load,
+                on_unload=_log_unload,
+            )
         except BaseException:
             self.worker.abandon()
             raise
@@ -39,8 +49,7 @@ class ServerState:
     @property
     def ready(self) -> bool:
         """Whether requests are welcome and would be answered at once."""
-        loaded = self.settings.load == "use" or all(loaded for _, _, loaded in self.shelf.listing)
-        return loaded and not self.draining and self.worker.alive
+        return self.started and not self.draining and self.worker.alive
 
     def start_draining(self) -> asyncio.TimerHandle:
         """Refuse what is new, and end what is still being written when the time for it is over."""
@@ -62,3 +71,7 @@ class ServerState:
 
 def _log_load(name: str, seconds: float) -> None:
     logs.event("model loaded", model=name, seconds=round(seconds, 3))
+
+
+def _log_unload(name: str) -> None:
+    logs.event("model unloaded", model=name)

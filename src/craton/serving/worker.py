@@ -149,7 +149,8 @@ class EngineWorker:
     """Runs engines in a thread of their own. Made in the event loop that its answers are read in."""
 
     def __init__(self, *, send_buffer: int = 2048, at_once: int = 8) -> None:
-        """at_once: how many answers are in engines; those of different requests take turns for the places."""
+        """at_once: how many answers are in engines. Those of the highest priority get the places, and different
+        requests of one priority take turns for them."""
         self._loop = asyncio.get_running_loop()
         self._send_buffer, self._at_once = send_buffer, at_once
         self._waiting: OrderedDict[str, deque[_Submission]] = OrderedDict()
@@ -242,7 +243,9 @@ class EngineWorker:
 
     def _admit(self) -> None:
         while self._waiting and len(self._live) < self._at_once:
-            of, line = self._waiting.popitem(last=False)
+            # Of the highest priority, the request that has waited longest.
+            of = max(self._waiting, key=lambda of: self._waiting[of][0].prompt.priority)
+            line = self._waiting.pop(of)
             self._submit(line.popleft())
             if line:
                 self._waiting[of] = line  # behind the other requests

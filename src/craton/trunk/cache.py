@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+
 import torch
 from torch import Tensor
 
@@ -15,7 +19,11 @@ class KVCache:
     """A slot of the cache holds one sequence: per layer keys [slot, G, position, K] and values [slot, G, position, V].
 
     A token's segment id is its slot. The trunk writes each forward pass's keys and values behind what the slot holds
-    and then advances `lengths`. Memory grows with the longest sequence, in chunks.
+    and then advances `lengths`. Every slot has room for the longest sequence, in chunks.
+
+    A slot's positions stand one behind the other, so that attention reads views and gathers nothing. The paging is the
+    operating system's: on a CPU the memory is mapped and not touched, so a position that was never written costs
+    address space and no memory, and one long sequence among many slots costs no more than itself.
 
     expected: how long each sequence is known to become; LongRoPE rotates all of a sequence by its length, so what is
     read of it in pieces must know the whole.
@@ -31,8 +39,13 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes of address space: of memory, on a CPU, only what `lengths` say was written."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position of one sequence, over all layers."""
+        return sum(t.shape[1] * t.shape[3] * t.itemsize for t in (*self.keys, *self.values))
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions in every slot."""
@@ -49,25 +62,57 @@ class KVCache:
             self._resize()
 
     def _resize(self) -> None:
-        # Zeros and not whatever memory held: masked positions are multiplied by a weight of 0, and 0 * NaN is NaN.
-        used = max(self.lengths, default=0)
         for tensors in (self.keys, self.values):
             for i, old in enumerate(tensors):
-                new = old.new_zeros(len(self.lengths), old.shape[1], self._capacity, old.shape[3])
-                new[: len(old), :, :used] = old[:, :, :used]
+                new = _zeros((len(self.lengths), old.shape[1], self._capacity, old.shape[3]), old.dtype, old.device)
+                for slot, used in enumerate(self.lengths[: len(old)]):
+                    new[slot, :, :used] = old[slot, :, :used]
                 tensors[i] = new
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all of `slot` behind its first `length` positions."""
         self.lengths[slot] = min(self.lengths[slot], length)
 
-    def copy(self, source: int, target: int) -> None:
-        """Make `target` hold what `source` holds."""
-        used = self.lengths[source]
+    def copy(self, source: int, target: int, length: int | None = None) -> None:
+        """Make `target` hold what `source` holds, or its first `length` positions."""
+        used = self.lengths[source] if length is None else min(length, self.lengths[source])
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :used] = tensor[source, :, :used]
         self.lengths[target] = used
 
+    def release(self, slot: int) -> None:
+        """Give the memory behind what `slot` holds back to the operating system."""
+        used = self.lengths[slot]
+        for tensor in (*self.keys, *self.values):
+            for part in tensor[slot, :, used:] if used else [tensor[slot]]:
+                _give_back(part)
+
 
 def _empty(slots: int, attention: AttentionConfig, size: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.empty(slots, attention.kv_heads, 0, size, dtype=dtype, device=device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Zeros and not whatever memory held: masked positions are multiplied by a weight of 0, and 0 * NaN is NaN. A map
+    # of zeros, and not `torch.zeros`, which writes them.
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if sys.platform == "win32":
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        memory.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page would touch what several sequences have not written
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _give_back(part: Tensor) -> None:
+    """Turn the whole pages of some contiguous memory back into untouched zeros (elsewhere than on Linux: keep them)."""
+    if sys.platform != "linux" or part.device.type != "cpu":
+        return
+    first = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (part.data_ptr() + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

@@ -415,6 +415,23 @@ def test_a_plain_embedding():
     assert error(one_by_one(model, words(9)), reference(model, words(9))) < 2e-3
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_plain_ends_are_packed_when_asked(tied):
+    plain = make(layer(), layer(), tied=tied)
+    plain.embedding = nn.Embedding.from_pretrained(plain.embedding.quantized.dequantize())
+    plain.head = nn.Linear(WIDTH, VOCAB, bias=False).requires_grad_(False)
+    if tied:
+        plain.head.weight = plain.embedding.weight
+    fast, ids = copy.deepcopy(plain), words(21)
+    prepare(fast, prepack=False, tiles=False, release=lambda: None, pack_ends=True)
+    step, reason = build(fast)
+    assert step is not None, reason
+    assert (fast.head.packed is fast.embedding.packed) == tied
+    found = step(ids, range(21), [0] * 21, cache_of(plain), 1)
+    # A tied end comes from a grid of 8 bits here, so rounding it again costs nothing.
+    assert error(found, reference(plain, ids)) < (2e-3 if tied else 2e-2)
+
+
 def test_projections_of_several_kinds_are_three_products():
     model = make(layer())
     attend, forward = model.trunk.layers[0].attention, model.trunk.layers[0].feedforward

@@ -6,6 +6,17 @@ where it was not built, `available()` is False, `reason()` says why, and torch d
 """
 
 from craton.inference.native.library import available, has_tiles, isa, reason
-from craton.inference.native.packed import PackedWeight, dequantize, linear, rows, set_threads
+from craton.inference.native.packed import GROUP, PackedWeight, dequantize, linear, rows, set_threads
 
-__all__ = ["PackedWeight", "available", "dequantize", "has_tiles", "isa", "linear", "reason", "rows", "set_threads"]
+__all__ = [
+    "GROUP",
+    "PackedWeight",
+    "available",
+    "dequantize",
+    "has_tiles",
+    "isa",
+    "linear",
+    "reason",
+    "rows",
+    "set_threads",
+]

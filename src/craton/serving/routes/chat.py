@@ -28,7 +28,7 @@ async def chat_completions(call: Call, body: ChatRequest) -> Reply:
     """Answer a conversation."""
     call.model, call.stream = body.model, bool(body.stream)
     _check(body)
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     prepared = await prepare_chat(call, served, chat_of(body))
     head = {"id": f"chatcmpl-{call.id}", "created": int(time.time()), "model": body.model}
     if body.stream:

@@ -47,7 +47,7 @@ async def completions(call: Call, body: CompletionRequest) -> Reply:
     """Continue prompts."""
     call.model, call.stream = body.model, bool(body.stream)
     _check(body)
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     served.check_writes()
     if served.application is not None:
         raise ApiError(400, f"{body.model} answers conversations: ask /v1/chat/completions", param="model")

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from craton.serving import sse
-from craton.serving.asking import Whole, answering, pieces, prepare_chat, read_whole, text_of
+from craton.serving.asking import Whole, answering, pieces, prepare_chat, read_whole, stopped_by, text_of
 from craton.serving.call import Call
 from craton.serving.conversation import Chat, Message, Prepared
 from craton.serving.errors import ApiError
@@ -36,7 +36,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 async def messages(call: Call, body: MessagesRequest) -> Reply:
     """Answer a conversation."""
     call.model, call.stream = body.model, bool(body.stream)
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     sampling = sampling_values(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
@@ -51,8 +51,8 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
     async with answering(call, served, prepared) as answers:
         whole = await read_whole(call, answers[0], prepared.parsers[0])
     call.log_texts["answers"] = [whole.content]
-    reason = STOP_REASONS[whole.finish_reason]
-    return {**_head(call, body), "content": _blocks(call, whole), **_end(reason), "usage": _usage(call)} | sources(
+    end = _end(body, served, whole.finish_reason, whole.ids)
+    return {**_head(call, body), "content": _blocks(call, whole), **end, "usage": _usage(call)} | sources(
         prepared.sources
     )
 
@@ -60,7 +60,7 @@ async def messages(call: Call, body: MessagesRequest) -> Reply:
 async def count_tokens(call: Call, body: CountTokensRequest) -> Reply:
     """How many tokens the model would read."""
     call.model = body.model
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     prepared = await prepare_chat(call, served, chat_of(body, {}, served))
     return {"input_tokens": len(prepared.ids)}
 
@@ -133,8 +133,11 @@ def _head(call: Call, body: MessagesRequest) -> dict[str, Any]:
     return {"id": f"msg_{call.id}", "type": "message", "role": "assistant", "model": body.model}
 
 
-def _end(reason: str | None) -> dict[str, Any]:
-    return {"stop_reason": reason, "stop_sequence": None}
+def _end(body: MessagesRequest, served: Served, finish_reason: str, ids: Sequence[int]) -> dict[str, Any]:
+    stops = (body.stop_sequences or ()) if finish_reason == "stop" else ()
+    stop = stopped_by(ids, stops, served.model.tokenizer)
+    reason = STOP_REASONS[finish_reason] if stop is None else "stop_sequence"
+    return {"stop_reason": reason, "stop_sequence": stop}
 
 
 def _usage(call: Call) -> dict[str, int]:
@@ -172,7 +175,7 @@ def _failure(error: ApiError) -> bytes:
 async def _events(call: Call, body: MessagesRequest, served: Served, prepared: Prepared) -> AsyncGenerator[bytes, None]:
     writer = _Writer(call)
     parser = prepared.parsers[0]
-    begun = False
+    begun, ids = False, list[int]()
     async with answering(call, served, prepared) as answers, aclosing(pieces(call, answers[0])) as coming:
         async for piece in coming:
             if not begun:
@@ -180,11 +183,13 @@ async def _events(call: Call, body: MessagesRequest, served: Served, prepared: P
                 message = {
                     **_head(call, body),
                     "content": [],
-                    **_end(None),
+                    "stop_reason": None,
+                    "stop_sequence": None,
                     "usage": _usage(call) | {"output_tokens": 0},
                 }
                 yield _event("message_start", message=message | sources(prepared.sources))
                 yield _event("ping")
+            ids += [token.id for token in piece.tokens]
             said = parser.push(text_of(piece))
             if piece.finish_reason is not None:
                 said += parser.finish()
@@ -194,8 +199,8 @@ async def _events(call: Call, body: MessagesRequest, served: Served, prepared: P
             if piece.finish_reason is not None:
                 for event in writer.close():
                     yield event
-                reason = "tool_use" if writer.calls else STOP_REASONS[piece.finish_reason]
-                yield _event("message_delta", delta=_end(reason), usage=_usage(call))
+                end = _end(body, served, "tool_calls" if writer.calls else piece.finish_reason, ids)
+                yield _event("message_delta", delta=end, usage=_usage(call))
     yield _event("message_stop")
 
 

@@ -31,7 +31,7 @@ from craton.serving.schemas.responses import (
 async def responses(call: Call, body: ResponsesRequest) -> Reply:
     """Answer items."""
     call.model, call.stream = body.model, bool(body.stream)
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     prepared = await prepare_chat(call, served, chat_of(body))
     created = int(time.time())
     if body.stream:

@@ -24,7 +24,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
         raise ApiError(400, "a conversation has the tokens that its template writes", param="add_special_tokens")
     if body.prompt is not None and body.tools is not None:
         raise ApiError(400, "tools need messages", param="tools")
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     if served.application is not None and body.messages is not None:
         raise ApiError(
             400, f"{body.model} writes its prompt itself: count it with /v1/messages/count_tokens", param="model"
@@ -40,7 +40,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
 async def detokenize(call: Call, body: DetokenizeRequest) -> Reply:
     """The text of tokens, special ones included."""
     call.model = body.model
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     return {"prompt": await asyncio.to_thread(served.model.tokenizer.decode, body.tokens, skip_special_tokens=False)}
 
 

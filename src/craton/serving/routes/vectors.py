@@ -24,7 +24,7 @@ async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
     good for models that were trained for it."""
     call.model = body.model
     texts = [body.input] if isinstance(body.input, str) else body.input
-    vectors_BD = await _embed(call, await call.state.shelf.get(body.model), texts, "input")
+    vectors_BD = await _embed(call, await call.borrow(body.model), texts, "input")
     if body.dimensions is not None:
         if body.dimensions > vectors_BD.shape[1]:
             raise ApiError(400, f"vectors of {body.model} have {vectors_BD.shape[1]} dimensions", param="dimensions")
@@ -40,7 +40,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
     """Documents in the order of the cosine of their vectors with the query's; there is no cross-encoder here."""
     call.model = body.model
     documents = [one if isinstance(one, str) else one.text for one in body.documents]
-    served = await call.state.shelf.get(body.model)
+    served = await call.borrow(body.model)
     vectors_BD = _unit(await _embed(call, served, [body.query, *documents], "documents"))
     scores = (vectors_BD[1:] @ vectors_BD[0]).tolist()
     order = sorted(range(len(documents)), key=lambda i: (-scores[i], i))[: body.top_n]
