@@ -31,7 +31,7 @@ class QuantizeSettings(CalibrationSettings):
 
     bits: Literal[2, 3, 4, 8] = Field(default=4, description="of a weight: 8, 4, 3 or 2")
     method: Method = Field(
-        default="gptq",
+        default="awq",
         description="rtn and hqq need no text; gptq makes up for what rounding loses; awq scales what matters",
     )
     group: Literal[32, 64, 128] = Field(default=32, description="weights that share a scale: 32, 64 or 128")
@@ -81,7 +81,7 @@ class PruneSettings(CalibrationSettings):
     """Single weights set to 0."""
 
     method: PruneMethod = Field(
-        default="sparsegpt",
+        default="wanda",
         description="magnitude needs no text; wanda weighs sizes by inputs; sparsegpt makes up for what is lost",
     )
     sparsity: str = Field(

@@ -44,7 +44,7 @@ class RungPlan:
     of: str
     removed: int = 0
     bits: Literal[3, 4, 8] | None = None
-    method: Literal["rtn", "gptq"] = "gptq"
+    method: Literal["rtn", "awq"] = "awq"
 
 
 @dataclass(frozen=True)
