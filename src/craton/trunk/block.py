@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from craton.trunk.attention import Attention, LatentAttention
 from craton.trunk.config import ExpertsConfig, LayerConfig, NormConfig, NormPlace
+from craton.trunk.cross_attention import CrossAttention
 from craton.trunk.feedforward import Experts, FeedForward
 from craton.trunk.layout import Layout
 from craton.trunk.norms import Norm
@@ -35,11 +36,20 @@ class Block(nn.Module):
         self.feedforward = (Experts if experts else FeedForward)(config.feedforward, width)  # type: ignore[arg-type]
         self.attention_norm = BranchNorms(config.attention_norms, config.norm, width)
         self.feedforward_norm = BranchNorms(config.feedforward_norms, config.norm, width)
+        if config.cross_attention is not None:
+            self.cross_attention: CrossAttention | None = CrossAttention(config.cross_attention, width)
+            self.cross_attention_norm = BranchNorms(config.cross_attention_norms, config.norm, width)
+        else:
+            self.cross_attention = None
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         norms = self.attention_norm
         attended_TD = norms.at("output", self.attention(norms.at("input", x_TD), layout, layer))
         stream_TD = norms.at("residual", x_TD + attended_TD)
+        if self.cross_attention is not None:
+            norms = self.cross_attention_norm
+            crossed_TD = norms.at("output", self.cross_attention(norms.at("input", stream_TD), layout.context, layer))
+            stream_TD = norms.at("residual", stream_TD + crossed_TD)
         norms = self.feedforward_norm
         fed_TD = norms.at("output", self.feedforward(norms.at("input", x_TD if self.parallel else stream_TD)))
         return norms.at("residual", stream_TD + fed_TD)

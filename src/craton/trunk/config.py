@@ -86,6 +86,19 @@ class AttentionConfig(Settings):
     latent: LatentConfig | None = None
 
 
+class CrossAttentionConfig(Settings):
+    """Attention to the vectors of something else (Vaswani 2017): a decoder's to its encoder's. All of them are seen.
+
+    `heads` query heads share `kv_heads` key and value heads, which are made of vectors of `context_width` numbers.
+    """
+
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_size: PositiveInt
+    context_width: PositiveInt
+    bias: tuple[Projection, ...] = ()
+
+
 class FeedForwardConfig(Settings):
     """up -> activation -> down; gated: activation(gate) * up -> down (SwiGLU, GeGLU; Shazeer 2020)."""
 
@@ -120,7 +133,7 @@ class ExpertsConfig(Settings):
 
 
 class LayerConfig(Settings):
-    """One block: where its norms stand, its attention and its feed-forward.
+    """One block: where its norms stand, its attention (and, if any, the one to a context) and its feed-forward.
 
     A norm may stand at the `input` of a branch (pre-norm), at the branch's `output` before it is added (with `input`:
     sandwich), or on the `residual` stream after it was added (post-norm).
@@ -131,6 +144,8 @@ class LayerConfig(Settings):
     norm: NormConfig
     attention_norms: tuple[NormPlace, ...] = ("input",)
     feedforward_norms: tuple[NormPlace, ...] = ("input",)
+    cross_attention: CrossAttentionConfig | None = None
+    cross_attention_norms: tuple[NormPlace, ...] = ("input",)
     parallel: bool = Field(
         default=False, description="both branches read the same x: x + attention(x) + feedforward(x)"
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from craton.trunk.cache import KVCache
 from craton.trunk.config import AttentionConfig, RotaryConfig
+from craton.trunk.cross_attention import ContextView
 from craton.trunk.positions import Rotary
 
 
@@ -96,7 +97,7 @@ class Layout:
 
     positions_T: each token's place in its sequence. segments_T: which sequence it belongs to (with a cache: its slot);
     the rows of a segment stand together. A segment never sees another. row: attention runs on rows of so many tokens,
-    which whole segments fill, so that its shapes do not depend on theirs.
+    which whole segments fill, so that its shapes do not depend on theirs. context: what cross-attention sees.
     """
 
     def __init__(
@@ -106,8 +107,9 @@ class Layout:
         cache: KVCache | None,
         dtype: torch.dtype,
         row: int | None = None,
+        context: ContextView | None = None,
     ) -> None:
-        self.positions_T, self.cache, self._dtype = positions_T, cache, dtype
+        self.positions_T, self.cache, self.context, self._dtype = positions_T, cache, context, dtype
         self._rotaries: dict[int, Rotary] = {}  # by the config's identity: hashing it would cost more than a kernel
         if row is not None:
             self._lay_rows(row, segments_T)

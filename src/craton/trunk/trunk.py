@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from craton.trunk.block import Block
 from craton.trunk.cache import KVCache
 from craton.trunk.config import TrunkConfig
+from craton.trunk.cross_attention import Context, ContextView
 from craton.trunk.layout import Layout
 from craton.trunk.norms import Norm
 
@@ -32,14 +35,16 @@ class Trunk(nn.Module):
         segments_T: Tensor | None = None,
         cache: KVCache | None = None,
         row: int | None = None,
+        context: ContextView | None = None,
     ) -> Tensor:
         """Hidden states [T, width] of flat tokens.
 
         x_TD: embedded tokens, sequences one after another. positions_T: each token's place in its sequence.
         segments_T: each token's sequence (none: all are one); with a cache, its slot. A sequence sees only itself.
-        row: where whole sequences fill rows of so many tokens, that number (see `Layout`).
+        row: where whole sequences fill rows of so many tokens, that number (see `Layout`). context: what the layers
+        with cross-attention see, from `read`.
         """
-        layout = Layout(positions_T, segments_T, cache, x_TD.dtype, row)
+        layout = Layout(positions_T, segments_T, cache, x_TD.dtype, row, context)
         if self.positions is not None:
             x_TD = x_TD + self.positions(positions_T).to(x_TD.dtype)
         if self.input_norm is not None:
@@ -51,6 +56,11 @@ class Trunk(nn.Module):
                 x_TD = layer(x_TD, layout, number)
         layout.advance()
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
+
+    def read(self, context_CSW: Tensor) -> Context:
+        """What cross-attention sees of C contexts of S vectors each: made once, it serves every pass."""
+        blocks = (cast(Block, layer).cross_attention for layer in self.layers)
+        return Context([block.read(context_CSW) for block in blocks if block is not None])
 
 
 def sequence_layout(lengths: list[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from craton.checkpoints.families import (
     qwen_moe,
     roberta,
     smollm3,
+    whisper,
 )
 from craton.checkpoints.families.family import Family
 from craton.checkpoints.families.heads import CLASSIFIERS, classifier_family, masked_lm_family
@@ -48,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     roberta.ROBERTA,
     roberta.XLM_ROBERTA,
     smollm3.SMOLLM3,
+    whisper.WHISPER,
 )
 
 # A masked language model's files are read as the encoder in them (see `Checkpoint.as_masked_lm`).

@@ -1,0 +1,98 @@
+"""`craton transcribe`: sound files to text and subtitles."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from craton.cli.flags import Flags, given
+from craton.cli.options import DEFAULT_SPEECH_MODEL, DType, Json, Threads
+from craton.cli.terminal import load_model, print_json, status, stderr, write
+from craton.config.resolve import FLAGS, resolve
+from craton.errors import UsageError
+from craton.inference.transcription_settings import TranscriptionSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STDIN = "standard input"
+
+
+def transcribe(
+    *audio: Annotated[str, Parameter(help="sound files; without any, one from standard input")],
+    model: Annotated[str, Parameter(name=["--model", "-m"], help="a name or a path")] = DEFAULT_SPEECH_MODEL,
+    format: Annotated[Literal["txt", "srt", "vtt", "json"], Parameter(help="of what is written")] = "txt",
+    out: Annotated[
+        Path | None, Parameter(help="a folder: one file there for each sound file, and nothing on standard output")
+    ] = None,
+    flags: Flags[TranscriptionSettings] | None = None,
+    dtype: DType = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Write down what is said. Reads WAV, FLAC, OGG, MP3, M4A, WebM, the sound of films, and more."""
+    settings, _ = resolve(TranscriptionSettings, [(FLAGS, given(flags))])
+    _check(audio, format, out)
+    names = audio or (STDIN,)
+    from craton.checkpoints.disk import disk_errors, replace_file
+    from craton.inference.transcription import as_json
+    from craton.inference.transcription_formats import write_transcript
+    from craton.modalities.audio import read_audio
+
+    def recordings() -> Iterator[NDArray[np.float32]]:
+        if not audio:
+            yield read_audio(sys.stdin.buffer.read())
+        for name in audio:
+            yield read_audio(name)
+
+    waiting = recordings()
+    first = next(waiting)  # what is no sound is refused before the model is loaded
+    loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
+    transcriber = loaded.transcriber
+    transcriber.check(settings)
+    if out is not None:
+        with disk_errors("make the folder", out):
+            out.mkdir(parents=True, exist_ok=True)
+
+    started, documents, seconds = time.monotonic(), [], 0.0
+    with status(quiet=json) as say:
+        transcripts = transcriber.transcribe(
+            chain([first], waiting), settings, lambda done, total: say(f"{done:.0f} of {total:.0f} s of sound")
+        )
+        for name, transcript in zip(names, transcripts, strict=True):
+            seconds += transcript.seconds
+            if out is not None:
+                path = out / f"{Path(name).stem}.{format}"
+                replace_file(path, write_transcript(transcript, format).encode())
+            elif not json:
+                if len(audio) > 1 and format == "txt":
+                    write(f"{name}:\n")
+                write(write_transcript(transcript, format))
+            documents.append({"file": name} | as_json(transcript))
+    if json:
+        print_json({"model": loaded.name, "transcripts": documents})
+        return
+    spent = time.monotonic() - started
+    stderr.print(f"[dim]{seconds:.1f} s of sound in {spent:.1f} s: {seconds / spent:.1f} times as fast[/]")
+
+
+def _check(audio: Sequence[str], format: str, out: Path | None) -> None:
+    if not audio and sys.stdin.isatty():
+        raise UsageError("there is nothing to transcribe", remedy="name a sound file, or send one to standard input")
+    if len(audio) > 1 and format in ("srt", "vtt") and out is None:
+        raise UsageError("subtitles of several files cannot stand in one", remedy="write them to a folder with --out")
+    names = [Path(name).stem for name in audio]
+    if out is not None and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two files would be written as {twice}.{format}", where=str(out), remedy="rename one of them")
+    for name in audio:
+        # Before the model is loaded: a typing error should not cost seconds.
+        if not Path(name).expanduser().is_file():
+            raise UsageError("no such sound file", where=name, remedy="check the path")

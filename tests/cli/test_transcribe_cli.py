@@ -1,0 +1,124 @@
+"""`craton transcribe` as a user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from craton.cli import main
+
+soundfile = pytest.importorskip("soundfile")
+
+
+@pytest.fixture
+def craton(monkeypatch, capsys):
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def speech(spoken_prompts) -> Path:
+    return next(path for path, _ in spoken_prompts if path.stem == "vm-tmpexists")
+
+
+TEXT = "There is a temporary greeting which overrides your standard greetings."
+
+
+@pytest.mark.usefixtures("whisper_folder")
+class TestGoodFiles:
+    def test_text(self, craton, speech):
+        status, out, err = craton("transcribe", speech)
+        assert (status, out.strip()) == (0, TEXT)
+        assert "times as fast" in err
+
+    def test_several_files_and_their_order(self, craton, speech, tmp_path):
+        quiet = tmp_path / "quiet.wav"
+        soundfile.write(quiet, np.zeros(16_000), 16_000)
+        assert craton("transcribe", quiet, speech)[1] == f"{quiet}:\n{speech}:\n{TEXT}\n"
+
+    @pytest.mark.parametrize("format", ["srt", "vtt", "json"])
+    def test_formats_into_a_folder(self, craton, speech, tmp_path, format):
+        status, out, _ = craton("transcribe", speech, "--format", format, "--out", tmp_path / "new", "--word-times")
+        assert (status, out) == (0, "")
+        text = (tmp_path / "new" / f"vm-tmpexists.{format}").read_text(encoding="utf-8")
+        assert "temporary" in text
+        assert ("-->" in text) == (format != "json")
+
+    def test_json(self, craton, speech):
+        status, out, err = craton("transcribe", speech, "--json", "--word-times", "--beam", "2")
+        document = json.loads(out)
+        (one,) = document["transcripts"]
+        assert (status, err, one["text"], one["file"]) == (0, "", TEXT, str(speech))
+        assert one["segments"][0]["words"][0]["word"] == " There"
+
+    def test_standard_input(self, craton, speech, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(speech.read_bytes())))
+        assert craton("transcribe")[1].strip() == TEXT
+
+    def test_what_the_model_cannot_do(self, craton, speech):
+        status, _, err = craton("transcribe", speech, "--translate")
+        assert status == 2
+        assert "English alone" in err
+
+    @pytest.mark.parametrize("name", ["text", "empty", "nan", "cut"])
+    def test_bad_files(self, craton, speech, tmp_path, name):
+        path = tmp_path / "bad.wav"
+        if name == "text":
+            path.write_text("not sound")
+        elif name == "empty":
+            soundfile.write(path, np.zeros(0), 16_000)
+        elif name == "nan":
+            soundfile.write(path, np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+        else:
+            path.write_bytes(speech.read_bytes()[:-1000])
+        status, out, err = craton("transcribe", path)
+        assert (status, out) == (2, "")
+        assert "bad.wav" in err
+        assert "remedy" in err
+        assert "bfloat16" not in err  # said when a model is loaded, which nothing here was worth
+        status, out, _ = craton("transcribe", path, "--json")
+        assert status == 2
+        assert json.loads(out)["error"]["code"] == "bad_file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["none.wav"], "no such sound file"),
+        (["a.wav", "b.wav", "--format", "srt"], "--out"),
+        (["x/a.wav", "y/a.wav", "--out", "o"], "two files would be written"),
+        (["a.wav", "--beam", "0"], "beam"),
+        (["a.wav", "--format", "pdf"], "pdf"),
+    ],
+)
+def test_wrong_use(craton, arguments, word):
+    status, out, err = craton("transcribe", *arguments)
+    assert status in (1, 2)
+    assert word in err + out
+
+
+def test_nothing_to_transcribe(craton, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    status, _, err = craton("transcribe")
+    assert status == 2
+    assert "nothing to transcribe" in err
+
+
+def test_a_model_that_hears_nothing(craton, speech, minilm_folder):
+    status, _, err = craton("transcribe", speech, "-m", minilm_folder)
+    assert status == 2
+    assert "hears nothing" in err
