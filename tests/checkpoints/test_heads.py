@@ -135,7 +135,7 @@ def test_every_classifier_carries_a_name_that_transformers_knows() -> None:
     transformers = pytest.importorskip("transformers")
     assert all(hasattr(transformers, name) for family in CLASSIFIERS.values() for name in family.architectures)
     without = {family.name for family in FAMILIES} - CLASSIFIERS.keys()
-    assert without == {"modernbert"}
+    assert without == {"modernbert", "whisper"}  # a speech model has no class of texts
 
 
 ARCHITECTURES = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "RobertaModel"]
