@@ -33,7 +33,7 @@ for verb, group, line in (
     ("rm", MODELS, "Remove a model from the store."),
     ("chat", TEXT, "Talk with a model."),
     ("generate", TEXT, "Continue a text, or a batch of them from JSON lines."),
-    ("embed", TEXT, "Turn texts into vectors."),
+    ("embed", TEXT, "Turn texts or recordings into vectors."),
     ("transcribe", SOUND, "Write down what is said in sound files."),
     ("tokenizer", TRAINING, "Train a tokeniser, measure it, extend a model's by a new language."),
     ("data", TRAINING, "Look at data before a run, and prepare it."),

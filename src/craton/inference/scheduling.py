@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 # What a step reads of prompts beside the answers that it writes, so that these wait no longer than for so many tokens:
-# two whole pieces beside 64
-# answers.
+# two whole pieces beside 64 answers.
 STEP_TOKENS = 640
 
 # What a pass costs besides its tokens, in tokens: a short prompt is not a free one.
