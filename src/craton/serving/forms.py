@@ -10,7 +10,7 @@ from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.serving.errors import ApiError
 
-# A form that takes too long by itself is refused sooner (see `grammar_check`): this is also the wait for those before it.
+# A form too slow by itself is refused sooner (see `grammar_check`): this is also the wait for those before it.
 SECONDS = 15.0
 
 
