@@ -28,9 +28,9 @@ from craton.checkpoints.pooling import read_pooling
 from craton.checkpoints.repack import repack, repacked_as
 from craton.checkpoints.safetensors import TensorFolder, open_weights
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear, QuantizedTensor, Weight, WeightSource
-from craton.errors import CheckpointError, FileFormatError
+from craton.errors import CheckpointError, FileFormatError, UsageError
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
-from craton.models import AnyModel, CausalLMConfig, ModelConfig, PoolingConfig, build
+from craton.models import AnyModel, CausalLMConfig, ModelConfig, PoolingConfig, TextModelConfig, build
 from craton.trunk import replace_linears
 
 PACKING_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in older files
@@ -123,6 +123,17 @@ class Checkpoint:
             )
         config = family.config(Keys(self.hf, str(self.folder / "config.json"), frozenset(self.source.shapes)))
         return replace(self, family=family, config=config)
+
+    @property
+    def text_config(self) -> TextModelConfig:
+        """`config` of a model that reads or writes text. Raises UsageError for one that sees."""
+        if not isinstance(self.config, TextModelConfig):
+            raise UsageError(
+                f"{self.hf['architectures'][0]} sees pictures, and this is for models of text",
+                where=str(self.path),
+                remedy="use craton classify, search, features or embed, or take a language model",
+            )
+        return self.config
 
     @property
     def folder(self) -> Path:

@@ -38,7 +38,7 @@ from craton.checkpoints.names import Entry
 from craton.errors import CheckpointError, UnknownName
 from craton.modalities.text import Tokenizer, gguf_metadata_from_tokenizer
 from craton.modalities.text.gguf_export import GGUF_TYPES
-from craton.models import AnyModel, EncoderConfig, ModelConfig, PoolingConfig
+from craton.models import AnyModel, EncoderConfig, ModelConfig, PoolingConfig, TextModelConfig
 
 GGUFKind = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0"]
 
@@ -106,6 +106,7 @@ def save_gguf(
     for name, divisors in factors.items():
         blocks = partial(quantize, divisors[None], GGMLType.F32, name=name)
         tensors.append(TensorSource(name, divisors.shape, GGMLType.F32, blocks))
+    assert isinstance(model.config, TextModelConfig), "the architectures of GGUF that are known are of texts"
     metadata = {
         "general.architecture": string(architecture.name),
         "general.type": string("model"),
@@ -257,7 +258,7 @@ def _file_type(tensors: list[TensorSource]) -> int:
     return FILE_TYPES[sizes.most_common(1)[0][0]]
 
 
-def _vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, TypedValue]:
+def _vocabulary(tokenizer: Tokenizer, config: TextModelConfig) -> dict[str, TypedValue]:
     """The tokeniser's metadata, with a name for every row of the embedding that has no token."""
     values, size = gguf_metadata_from_tokenizer(tokenizer), config.vocab
     tokens = values["tokenizer.ggml.tokens"]

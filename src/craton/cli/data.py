@@ -94,7 +94,7 @@ def _tokenizer(model: str | None, settings: RenderSettings) -> tuple[Tokenizer |
     checkpoint = Checkpoint.open(store.find(model).path)
     if settings.max_tokens is not None:
         return checkpoint.tokenizer(), settings, None
-    context = checkpoint.config.context
+    context = checkpoint.text_config.context
     decision = f"sequences of at most {context} tokens, the model's context"
     return checkpoint.tokenizer(), settings.model_copy(update={"max_tokens": context}), decision
 

@@ -11,6 +11,7 @@ from craton.cli.options import Json
 from craton.cli.terminal import print_json, size, stdout
 
 if TYPE_CHECKING:
+    from craton.checkpoints.checkpoint import Checkpoint
     from craton.store import StoredModel
 
 
@@ -34,6 +35,7 @@ def _facts(name: str) -> dict[str, Any]:
     from craton import store
     from craton.checkpoints.checkpoint import Checkpoint
     from craton.checkpoints.sources import SourceKind
+    from craton.models import TextModelConfig
 
     stored = store.find(name)
     if stored.kind in (SourceKind.PROMPT, SourceKind.APPLICATION):
@@ -42,7 +44,6 @@ def _facts(name: str) -> dict[str, Any]:
         return _adapter_facts(stored)
     checkpoint = Checkpoint.open(stored.path)
     trunk, heads = checkpoint.config.trunk, checkpoint.config.trunk.layers[0].attention
-    tokenizer = checkpoint.tokenizer()
     pooling = checkpoint.pooling
     return {
         "model": stored.id,
@@ -51,17 +52,36 @@ def _facts(name: str) -> dict[str, Any]:
         "layers": len(trunk.layers),
         "width": trunk.width,
         "heads": f"{heads.heads} query, {heads.kv_heads} key-value, {heads.head_size} wide",
-        "vocabulary": checkpoint.config.vocab,
-        "context": checkpoint.config.context,
+        **_senses(checkpoint),
         "format": ", ".join(sorted(checkpoint.quantized_kinds())) or checkpoint.stored_kind(),
         "bytes": stored.size or None,
         "licence": stored.licence,
         "pooling": pooling.model_dump() if pooling else None,
-        "template": tokenizer.chat_template,
+        "template": checkpoint.tokenizer().chat_template if isinstance(checkpoint.config, TextModelConfig) else None,
         "source": stored.source,
         "location": str(stored.path),
         "parents": [{"relation": p.relation, "name": p.name} for p in stored.parents],
     }
+
+
+def _senses(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What it reads: tokens of a text, pictures, or both."""
+    from craton.models import DualEncoderConfig, ImageClassifierConfig, TextModelConfig, VisionConfig
+
+    config = checkpoint.config
+    facts: dict[str, Any] = {}
+    if isinstance(config, TextModelConfig | DualEncoderConfig):
+        facts = {"vocabulary": config.vocab, "context": config.context}
+    if isinstance(config, DualEncoderConfig):
+        vision: VisionConfig | None = config.vision
+    else:
+        vision = config.backbone if isinstance(config, ImageClassifierConfig) else None
+        vision = config if isinstance(config, VisionConfig) else vision
+    if vision is not None:
+        facts["pictures"] = f"{vision.image[0]} x {vision.image[1]} pixels, patches of {vision.patch}"
+    if isinstance(config, ImageClassifierConfig):
+        facts["labels"] = ", ".join(config.labels)
+    return facts
 
 
 def _made_facts(stored: StoredModel) -> dict[str, Any]:

@@ -173,8 +173,8 @@ def _start(
         most = training.batch if rehearsal else most
         sources = [str(_written(teacher_name, sources, settings, most, folder, hooks))]
         told.append("the teacher's texts stand for its opinions: plain next-token training on them")
-    tokenizer, context = checkpoint.tokenizer(), checkpoint.config.context
-    context = context if settings.bridge else min(context, wise.config.context)
+    tokenizer, context = checkpoint.tokenizer(), checkpoint.text_config.context
+    context = context if settings.bridge else min(context, wise.text_config.context)
     data = read_data(sources, settings, tokenizer, context, folder, ranks, hooks)
     if plan is not None and plan.data != data.digest:
         raise TrainingError(

@@ -109,7 +109,7 @@ def cut_student(
         if match[1] == "depth" and layers < 1:
             raise UsageError(f"{student} of {len(model.config.trunk.layers)} layers removes none", where=student)
         chosen = StructuredSettings(layers=layers) if match[1] == "depth" else StructuredSettings(channels=1 - share)
-        ids_NT = _calibration_windows(data, min(CALIBRATION_WINDOW, teacher.config.context))
+        ids_NT = _calibration_windows(data, min(CALIBRATION_WINDOW, teacher.text_config.context))
         done = cut(check_prunable(model, chosen), chosen, ids_NT, now_and_then(hooks.on_progress))
         check_family(done.model.config, teacher.family)
         part = folder / f".{STUDENT_NAME}.part"

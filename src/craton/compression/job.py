@@ -196,11 +196,11 @@ def begin(
     checkpoint = Checkpoint.open(base.path)
     source = open_source(checkpoint)
     decided = check(source)
-    if settings.window > checkpoint.config.context:
+    if settings.window > checkpoint.text_config.context:
         raise UsageError(
-            f"the model reads {checkpoint.config.context} tokens at most",
+            f"the model reads {checkpoint.text_config.context} tokens at most",
             where="--window",
-            remedy=f"ask for --window {checkpoint.config.context}",
+            remedy=f"ask for --window {checkpoint.text_config.context}",
         )
     text = read_calibration(
         checkpoint.tokenizer(),

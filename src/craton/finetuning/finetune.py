@@ -30,7 +30,7 @@ from craton.finetuning.objectives.preference import DPO, KTO, ORPO, ReferenceTab
 from craton.finetuning.quantized_base import quantize_base
 from craton.finetuning.settings import FinetuneSettings, Task
 from craton.modalities.text import Tokenizer
-from craton.models import AnyModel, CausalLM, Classifier, Embedder, Encoder, PoolingConfig
+from craton.models import CausalLM, Classifier, Embedder, Encoder, PoolingConfig, TextModel
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.manifest import Parent
@@ -66,7 +66,7 @@ class _Learner:
     pooling: written beside them."""
 
     model: nn.Module
-    saved: AnyModel
+    saved: TextModel
     family: Family
     pooling: PoolingConfig | None = None
 
@@ -98,7 +98,7 @@ def finetune(
         checkpoint = Checkpoint.open(base.path)
         tokenizer = checkpoint.tokenizer()
         # Data that cannot be used is refused before there is a run.
-        data = read_examples(sources, settings, tokenizer, checkpoint.config.context, hooks.on_progress)
+        data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
         build = partial(_job, base, checkpoint, tokenizer, data, settings, ranks=ranks, hooks=hooks)
         if dry_run:
             rehearse(build(None), hooks)
@@ -129,7 +129,7 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
         base = find(model)
         checkpoint = Checkpoint.open(base.path)
         tokenizer = checkpoint.tokenizer()
-        data = read_examples(sources, settings, tokenizer, checkpoint.config.context, hooks.on_progress)
+        data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
         facts = run.folder / FACTS_NAME
         if facts.exists() and json.loads(facts.read_bytes())["data"] != data.digest:
             raise TrainingError(
@@ -225,7 +225,8 @@ def _learner(
         errors = quantize_base(backbone, settings.quantization)
         mean = sum(errors.values()) / len(errors)
         decisions.append(f"frozen weights in {settings.quantization}, {mean:.1%} from the originals")
-    saved: AnyModel = backbone
+    assert isinstance(backbone, TextModel)
+    saved: TextModel = backbone
     family = checkpoint.family
     if task == "classify":
         assert isinstance(backbone, CausalLM | Encoder)

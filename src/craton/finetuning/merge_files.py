@@ -91,7 +91,7 @@ def merge_files(
     model, family = _assemble(checkpoint, summary)
     load_adapter(model, family, found.path)
     tokenizer = checkpoint.tokenizer()
-    ids_T = torch.tensor(tokenizer.encode(PROBE)[: min(PROBE_TOKENS, model.config.context)])
+    ids_T = torch.tensor(tokenizer.encode(PROBE)[: min(PROBE_TOKENS, checkpoint.text_config.context)])
     adapted = probe(model, ids_T)
     lost = update_lost(model, DEFAULT_ADAPTER, requantize) if requantize else None
     report = merge_adapter(model, DEFAULT_ADAPTER)

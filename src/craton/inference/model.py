@@ -31,7 +31,7 @@ from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.audio import SAMPLE_RATE, check_samples, read_audio
 from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
-from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, Seq2Seq, pool
+from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, Seq2Seq, TextModel, pool
 from craton.store import find
 from craton.trunk.trunk import sequence_layout
 
@@ -115,7 +115,7 @@ class Model:
         self,
         name: str,
         checkpoint: Checkpoint,
-        module: AnyModel,
+        module: TextModel,
         tokenizer: Tokenizer,
         plan: Plan,
         settings: EngineSettings = EngineSettings(),  # noqa: B008  (immutable)
@@ -372,7 +372,7 @@ def load(
     """
     settings = parse(EngineSettings, engine, where="engine settings")
     checkpoint = Checkpoint.open(find(str(name)).path)
-    if isinstance(checkpoint.config, ClassifierConfig):
+    if isinstance(checkpoint.text_config, ClassifierConfig):
         raise UsageError(
             f"{name} is a classifier: it neither writes nor embeds text",
             remedy="load the model that it was made from; Checkpoint.open(path).load(dtype) gives the classifier",
@@ -387,6 +387,7 @@ def load(
         module = checkpoint.load(torch.float32)
         adapt(module, checkpoint.family)
         module.to(plan.dtype)
+    assert isinstance(module, TextModel)
     prepare(
         module,
         prepack=plan.prepack,

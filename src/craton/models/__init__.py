@@ -1,15 +1,23 @@
 """The trunk with a front end and a head: things with a name that people know."""
 
+from collections.abc import Callable
+
 from craton.models.causal_lm import CausalLM, CausalLMConfig
 from craton.models.classifier import Classifier, ClassifierConfig
+from craton.models.dual_encoder import DualEncoder, DualEncoderConfig
 from craton.models.embedder import Embedder
 from craton.models.encoder import Encoder, EncoderConfig
+from craton.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from craton.models.masked_lm import MaskedLM, MaskedLMConfig
 from craton.models.pooling import PoolingConfig, pool
 from craton.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from craton.models.vision import VisionConfig, VisionTransformer
 
-ModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig | Seq2SeqConfig
-AnyModel = CausalLM | Encoder | Classifier | MaskedLM | Seq2Seq
+# What reads or writes text, and so has a vocabulary and a context.
+TextModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig | Seq2SeqConfig
+TextModel = CausalLM | Encoder | Classifier | MaskedLM | Seq2Seq
+ModelConfig = TextModelConfig | VisionConfig | ImageClassifierConfig | DualEncoderConfig
+AnyModel = TextModel | VisionTransformer | ImageClassifier | DualEncoder
 
 __all__ = [
     "AnyModel",
@@ -17,15 +25,23 @@ __all__ = [
     "CausalLMConfig",
     "Classifier",
     "ClassifierConfig",
+    "DualEncoder",
+    "DualEncoderConfig",
     "Embedder",
     "Encoder",
     "EncoderConfig",
+    "ImageClassifier",
+    "ImageClassifierConfig",
     "MaskedLM",
     "MaskedLMConfig",
     "ModelConfig",
     "PoolingConfig",
     "Seq2Seq",
     "Seq2SeqConfig",
+    "TextModel",
+    "TextModelConfig",
+    "VisionConfig",
+    "VisionTransformer",
     "build",
     "pool",
 ]
@@ -33,10 +49,14 @@ __all__ = [
 
 def build(config: ModelConfig) -> AnyModel:
     """A model with freshly initialised weights (on the current default device; use `torch.device("meta")` for none)."""
-    if isinstance(config, CausalLMConfig):
-        return CausalLM(config)
-    if isinstance(config, EncoderConfig):
-        return Encoder(config)
-    if isinstance(config, Seq2SeqConfig):
-        return Seq2Seq(config)
-    return Classifier(config) if isinstance(config, ClassifierConfig) else MaskedLM(config)
+    makers: dict[type[ModelConfig], Callable[..., AnyModel]] = {
+        CausalLMConfig: CausalLM,
+        EncoderConfig: Encoder,
+        ClassifierConfig: Classifier,
+        MaskedLMConfig: MaskedLM,
+        Seq2SeqConfig: Seq2Seq,
+        VisionConfig: VisionTransformer,
+        ImageClassifierConfig: ImageClassifier,
+        DualEncoderConfig: DualEncoder,
+    }
+    return makers[type(config)](config)

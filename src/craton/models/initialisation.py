@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from craton.models.causal_lm import CausalLM
+from craton.models.dual_encoder import Similarity
 from craton.trunk import Trunk
+from craton.trunk.block import LayerScale
 from craton.trunk.feedforward import Experts
 from craton.trunk.norms import Norm
 
@@ -38,6 +40,10 @@ def initialise(model: nn.Module, seed: int) -> None:
         owner = model.get_submodule(owner_name)
         if isinstance(owner, Norm):
             value = torch.full(parameter.shape, 1.0 - owner.config.offset if kind == "weight" else 0.0)
+        elif isinstance(owner, Similarity):
+            value = torch.tensor(owner.initial(kind, owner.bias is not None))
+        elif isinstance(owner, LayerScale):
+            value = torch.full(parameter.shape, owner.initial)
         elif kind == "bias" or (isinstance(owner, Experts) and kind == "router_bias"):
             value = torch.zeros(parameter.shape)
         elif isinstance(owner, nn.Linear | nn.Embedding):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from craton.trunk.attention import Attention, LatentAttention
@@ -23,6 +24,18 @@ class BranchNorms(nn.ModuleDict):
         return self[place](x_TD) if place in self else x_TD
 
 
+class LayerScale(nn.Module):
+    """x[T, width] times a learned vector."""
+
+    def __init__(self, initial: float, width: int) -> None:
+        super().__init__()
+        self.initial = initial
+        self.weight = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return x_TD * self.weight.to(x_TD.dtype)
+
+
 class Block(nn.Module):
     """x[T, width] -> [T, width]."""
 
@@ -41,15 +54,20 @@ class Block(nn.Module):
             self.cross_attention_norm = BranchNorms(config.cross_attention_norms, config.norm, width)
         else:
             self.cross_attention = None
+        if config.layer_scale is not None:
+            self.attention_scale: nn.Module = LayerScale(config.layer_scale, width)
+            self.feedforward_scale: nn.Module = LayerScale(config.layer_scale, width)
+        else:
+            self.attention_scale = self.feedforward_scale = nn.Identity()
 
     def forward(self, x_TD: Tensor, layout: Layout, layer: int) -> Tensor:
         norms = self.attention_norm
-        attended_TD = norms.at("output", self.attention(norms.at("input", x_TD), layout, layer))
+        attended_TD = norms.at("output", self.attention_scale(self.attention(norms.at("input", x_TD), layout, layer)))
         stream_TD = norms.at("residual", x_TD + attended_TD)
         if self.cross_attention is not None:
             norms = self.cross_attention_norm
             crossed_TD = norms.at("output", self.cross_attention(norms.at("input", stream_TD), layout.context, layer))
             stream_TD = norms.at("residual", stream_TD + crossed_TD)
         norms = self.feedforward_norm
-        fed_TD = norms.at("output", self.feedforward(norms.at("input", x_TD if self.parallel else stream_TD)))
-        return norms.at("residual", stream_TD + fed_TD)
+        fed_TD = self.feedforward(norms.at("input", x_TD if self.parallel else stream_TD))
+        return norms.at("residual", stream_TD + norms.at("output", self.feedforward_scale(fed_TD)))

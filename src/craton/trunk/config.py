@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from craton.config import Settings
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "relu", "silu"]
 NormPlace = Literal["input", "output", "residual"]
 Projection = Literal["q", "k", "v", "o"]
 
@@ -43,11 +43,16 @@ class RotaryScaling(Settings):
 
 
 class RotaryConfig(Settings):
-    """Rotary position embedding (Su 2021) on the first `dims` of each head."""
+    """Rotary position embedding (Su 2021) on the first `dims` of each head.
+
+    axes: how many numbers say where a token is: 1 in a text, 2 in a picture. Each has an equal share of the pairs,
+    the first axis the first of them (DINOv3, arXiv 2508.10104).
+    """
 
     dims: PositiveInt = Field(multiple_of=2)
     theta: PositiveFloat = 10000.0
     interleaved: bool = Field(default=False, description="pairs are (0,1),(2,3).. instead of (0,d/2),(1,d/2+1)..")
+    axes: PositiveInt = 1
     scaling: RotaryScaling | None = None
 
 
@@ -148,6 +153,11 @@ class LayerConfig(Settings):
     cross_attention_norms: tuple[NormPlace, ...] = ("input",)
     parallel: bool = Field(
         default=False, description="both branches read the same x: x + attention(x) + feedforward(x)"
+    )
+    layer_scale: PositiveFloat | None = Field(
+        default=None,
+        description="the output of attention and of the feed-forward is multiplied by a learned vector, which begins "
+        "at this (CaiT, arXiv 2103.17239)",
     )
 
 

@@ -74,6 +74,12 @@ class CrossAttention(nn.Module):
         )
         return k_CGSK, v_CGSK
 
+    def attend_to(self, x_TD: Tensor, context_CSW: Tensor) -> Tensor:
+        """The same without a context made before: each of C contexts is seen by T / C rows, one after another."""
+        count = len(context_CSW)
+        run = Run(0, count, len(x_TD) // count)
+        return self(x_TD, ContextView(Context([self.read(context_CSW)]), [run]), 0)
+
     def forward(self, x_TD: Tensor, view: ContextView, layer: int) -> Tensor:
         q_TX = self.q(x_TD)
         sizes = [run.count * run.rows for run in view.runs]

@@ -14,6 +14,7 @@ from craton.trunk.linear import Linear
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_quick": lambda x: x * (1.702 * x).sigmoid(),
     "relu": F.relu,
     "silu": F.silu,
 }

@@ -11,8 +11,9 @@ from craton.trunk.config import RotaryConfig, RotaryScaling
 
 
 def inverse_frequencies(config: RotaryConfig, long: bool = False) -> Tensor:
-    """Radians per position of each rotated pair, fp32 [dims / 2]. `long` picks longrope's factors for long texts."""
-    exponents = torch.arange(0, config.dims, 2, dtype=torch.float32) / config.dims
+    """Radians per position of each rotated pair of one axis, fp32 [dims / 2 / axes]. `long` picks longrope's factors
+    for long texts."""
+    exponents = torch.arange(0, config.dims, 2 * config.axes, dtype=torch.float32) / config.dims
     frequencies = 1.0 / config.theta**exponents
     scaling = config.scaling
     if scaling is None:
@@ -56,7 +57,9 @@ class Rotary:
     """cos and sin for one set of positions, in the form that `apply` wants: fp32 [T, 1, dims], sin already signed."""
 
     def __init__(self, config: RotaryConfig, positions_T: Tensor, lengths_T: Tensor, dtype: torch.dtype) -> None:
-        """lengths_T: how long the whole sequence of each token is so far, this pass's tokens included.
+        """positions_T: [T], or [T, axes] where a token's place is more than one number.
+
+        lengths_T: how long the whole sequence of each token is so far, this pass's tokens included.
 
         Longrope picks by it, for each sequence alone: the long factors once it is longer than the original context.
         Keys that a cache already holds keep the factors of the pass that wrote them, as in the reference: whoever
@@ -64,7 +67,7 @@ class Rotary:
         """
         self.config = config
         device, scaling = positions_T.device, config.scaling
-        angles = positions_T[:, None].float() * inverse_frequencies(config).to(device)
+        angles = (positions_T.float()[..., None] * inverse_frequencies(config).to(device)).flatten(1)
         if scaling is not None and scaling.kind == "longrope":
             assert scaling.original_context is not None
             stretched = positions_T[:, None].float() * inverse_frequencies(config, long=True).to(device)

@@ -36,13 +36,16 @@ class Trunk(nn.Module):
         cache: KVCache | None = None,
         row: int | None = None,
         context: ContextView | None = None,
+        taps: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [T, width] of flat tokens.
 
-        x_TD: embedded tokens, sequences one after another. positions_T: each token's place in its sequence.
+        x_TD: embedded tokens, sequences one after another. positions_T: each token's place in its sequence ([T, axes]
+        where its rotary positions have several axes).
         segments_T: each token's sequence (none: all are one); with a cache, its slot. A sequence sees only itself.
         row: where whole sequences fill rows of so many tokens, that number (see `Layout`). context: what the layers
-        with cross-attention see, from `read`.
+        with cross-attention see, from `read`. taps: is given the hidden states after each layer whose number is a key
+        of it (before the final norm).
         """
         layout = Layout(positions_T, segments_T, cache, x_TD.dtype, row, context)
         if self.positions is not None:
@@ -54,6 +57,8 @@ class Trunk(nn.Module):
                 x_TD = checkpoint(layer, x_TD, layout, number, use_reentrant=False)
             else:
                 x_TD = layer(x_TD, layout, number)
+            if taps is not None and number in taps:
+                taps[number] = x_TD
         layout.advance()
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from craton.checkpoints.families import (
     bert,
+    clip,
     deepseek,
+    dinov2,
+    dinov3,
     gemma,
     gpt2,
     gpt_neox,
@@ -20,17 +23,22 @@ from craton.checkpoints.families import (
     qwen,
     qwen_moe,
     roberta,
+    siglip,
     smollm3,
+    vit,
     whisper,
 )
 from craton.checkpoints.families.family import Family
-from craton.checkpoints.families.heads import CLASSIFIERS, classifier_family, masked_lm_family
+from craton.checkpoints.families.heads import CLASSIFIERS, IMAGE_CLASSIFIERS, classifier_family, masked_lm_family
 from craton.errors import CheckpointError, did_you_mean
 
 FAMILIES: tuple[Family, ...] = (
     bert.BERT,
+    clip.CLIP,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
+    dinov2.DINOV2,
+    dinov3.DINOV3,
     gemma.GEMMA1,
     gemma.GEMMA2,
     gemma.GEMMA3,
@@ -48,13 +56,17 @@ FAMILIES: tuple[Family, ...] = (
     qwen_moe.QWEN3_MOE,
     roberta.ROBERTA,
     roberta.XLM_ROBERTA,
+    siglip.SIGLIP,
     smollm3.SMOLLM3,
+    vit.VIT,
     whisper.WHISPER,
 )
 
 # A masked language model's files are read as the encoder in them (see `Checkpoint.as_masked_lm`).
 BY_ARCHITECTURE = {
-    architecture: family for family in (*FAMILIES, *CLASSIFIERS.values()) for architecture in family.architectures
+    architecture: family
+    for family in (*FAMILIES, *CLASSIFIERS.values(), *IMAGE_CLASSIFIERS.values())
+    for architecture in family.architectures
 }
 
 __all__ = ["BY_ARCHITECTURE", "FAMILIES", "Family", "classifier_family", "family_of", "masked_lm_family"]
@@ -70,7 +82,7 @@ def family_of(hf: Mapping[str, Any], where: str) -> Family:
             remedy='add "architectures": [NAME] with one of: ' + ", ".join(sorted(BY_ARCHITECTURE)),
         )
     name = architectures[0]
-    if isinstance(hf.get("vision_config"), Mapping):
+    if name not in BY_ARCHITECTURE and isinstance(hf.get("vision_config"), Mapping):
         raise CheckpointError(
             f"{name} sees images as well as it reads text, which is not supported",
             where=f"{where}: key 'vision_config'",

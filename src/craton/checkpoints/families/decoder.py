@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
@@ -49,7 +50,7 @@ def read_activation(keys: Keys, key: str = "hidden_act", default: str = "silu") 
 def write_activation(activation: Activation) -> str:
     """The inverse of `read_activation`, in Hugging Face's spelling."""
     assert activation in get_args(Activation)
-    return "gelu_pytorch_tanh" if activation == "gelu_tanh" else activation
+    return {"gelu_tanh": "gelu_pytorch_tanh", "gelu_quick": "quick_gelu"}.get(activation, activation)
 
 
 def read_norm(keys: Keys, *, offset: float = 0.0) -> NormConfig:

@@ -14,6 +14,7 @@ from typing import Any
 from craton.checkpoints.families import (
     bert,
     deepseek,
+    dinov2,
     gemma,
     gpt2,
     gpt_neox,
@@ -26,11 +27,21 @@ from craton.checkpoints.families import (
     qwen_moe,
     roberta,
     smollm3,
+    vit,
 )
 from craton.checkpoints.families.family import Family, Keys
 from craton.checkpoints.names import Entry, same
 from craton.errors import CheckpointError
-from craton.models import CausalLMConfig, ClassifierConfig, EncoderConfig, MaskedLMConfig, ModelConfig
+from craton.models import (
+    CausalLMConfig,
+    ClassifierConfig,
+    EncoderConfig,
+    ImageClassifierConfig,
+    MaskedLMConfig,
+    ModelConfig,
+    VisionConfig,
+)
+from craton.models.vision import ImagePooling
 from craton.trunk import FeedForwardConfig
 
 # Names there -> here of the head's modules.
@@ -104,6 +115,46 @@ def _classifier(base: Family, architecture: str, parts: Mapping[str, str] = CAUS
         entries=entries,
         ignored=_ignored(base, prefix, *unused),
         renames=_renames(base, prefix, next(iter(parts)).partition(".")[0]),
+    )
+
+
+def _image_classifier(base: Family, architecture: str, prefix: str, pooling: ImagePooling) -> Family:
+    """pooling: what the published head reads."""
+
+    def read_config(keys: Keys) -> ModelConfig:
+        keys.refuse("problem_type", "single_label_classification")
+        backbone = base.read_config(keys)
+        assert isinstance(backbone, VisionConfig)
+        backbone = backbone.model_copy(update={"pooling": pooling})
+        return ImageClassifierConfig(labels=_read_labels(keys), backbone=backbone)
+
+    def write_config(config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, ImageClassifierConfig)
+        if config.backbone.pooling != pooling:
+            raise CheckpointError(
+                f"{architecture} reads {pooling!r} and has no place for {config.backbone.pooling!r}",
+                remedy=f"train the classifier with the pooling {pooling!r}",
+            )
+        return base.write_config(config.backbone) | {
+            "architectures": [architecture],
+            "id2label": {str(number): label for number, label in enumerate(config.labels)},
+            "label2id": {label: number for number, label in enumerate(config.labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def entries(config: ModelConfig) -> list[Entry]:
+        assert isinstance(config, ImageClassifierConfig)
+        head = [same(f"classifier.{kind}", f"head.{kind}") for kind in ("weight", "bias")]
+        return _moved(base.entries(config.backbone), prefix, "backbone.") + head
+
+    return Family(
+        name=f"{base.name}-classifier",
+        architectures=(architecture,),
+        read_config=read_config,
+        write_config=write_config,
+        entries=entries,
+        ignored=_ignored(base, prefix, r"pooler\..*"),
+        renames=_renames(base, prefix, "classifier"),
     )
 
 
@@ -188,6 +239,16 @@ CLASSIFIERS: Mapping[str, Family] = {
     "xlm_roberta": _classifier(roberta.XLM_ROBERTA, "XLMRobertaForSequenceClassification", ROBERTA_HEAD, "roberta."),
 }
 
+REGISTERS = replace(dinov2.DINOV2, name="dinov2_with_registers")
+
+IMAGE_CLASSIFIERS: Mapping[str, Family] = {
+    "vit": _image_classifier(vit.VIT, "ViTForImageClassification", "vit.", "cls"),
+    "dinov2": _image_classifier(dinov2.DINOV2, "Dinov2ForImageClassification", "dinov2.", "cls_mean"),
+    "dinov2_with_registers": _image_classifier(
+        REGISTERS, "Dinov2WithRegistersForImageClassification", "dinov2_with_registers.", "cls_mean"
+    ),
+}
+
 MASKED_LMS: Mapping[str, Family] = {
     "bert": _masked_lm(bert.BERT, BERT_TRANSFORM, "bert.", gelu=False),
     "roberta": _masked_lm(roberta.ROBERTA, ROBERTA_TRANSFORM, "roberta.", gelu=True),
@@ -196,8 +257,9 @@ MASKED_LMS: Mapping[str, Family] = {
 
 
 def classifier_family(base: Family) -> Family:
-    """The family under which a `Classifier` over a model of `base` is saved. Raises CheckpointError where none is."""
-    return _of(base, CLASSIFIERS, "classification")
+    """The family under which a classifier over a model of `base`, of texts or pictures, is saved. Raises
+    CheckpointError where none is."""
+    return _of(base, {**CLASSIFIERS, **IMAGE_CLASSIFIERS}, "classification")
 
 
 def head_names(family: Family, config: ClassifierConfig) -> dict[str, str]:
