@@ -93,6 +93,7 @@ class Display:
         from craton.models import CausalLM
 
         model, tokenizer = self._job.trainer.model, self._job.tokenizer
+        assert tokenizer is not None, "only a language model is given a prompt"
         if isinstance(model, CausalLM) and self._job.trainer.ranks.world == 1 and self._prompt:
             text = preview(model, tokenizer, tokenizer.encode(self._prompt), SAMPLE_TOKENS)
             self._print(f"step {progress.step} · [dim]{escape(self._prompt)}[/]{escape(' '.join(text.split()))}")

@@ -173,6 +173,7 @@ def _job(
         world=ranks.data_world,
         sequences_together=getattr(objective, "whole_steps", False),
     )
+    held_out = _held_out(data, training.micro_tokens, ranks, objective, training.batch)
     trainer = Trainer(
         learner.model,
         objective,
@@ -180,12 +181,12 @@ def _job(
         training,
         dtype=dtype,
         ranks=ranks,
-        held_out=_held_out(data, training.micro_tokens, ranks, objective, training.batch),
+        held_out=held_out,
         folder=folder,
     )
     if isinstance(objective, DPO) and isinstance(objective.reference, ReferenceTable):
         hooks.on_progress("scoring all answers with the reference")
-        for batch in [*(b for step in range(loader.steps_per_epoch) for b in loader.step(step)), *trainer.held_out]:
+        for batch in [*(b for step in range(loader.steps_per_epoch) for b in loader.step(step)), *held_out]:
             objective.reference.add(learner.model, batch)
     lengths = sorted(len(sequence) for example in data.training for sequence in example.sequences)
     return Job(

@@ -9,11 +9,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from craton.data.batch import Batch
 from craton.training.experts import forget_load
 from craton.training.flops import token_flops
 from craton.training.hardware import gemm_peak
 from craton.training.loop import Trainer
+from craton.training.objective import StepBatch
 from craton.trunk.block import Block
 from craton.trunk.config import ExpertsConfig
 
@@ -111,7 +111,7 @@ def _kept_per_token(block: Block) -> float:
     return kept + 4 * feedforward.hidden  # gate, up, the activation and their product
 
 
-def measured_rate(trainer: Trainer, batch: Batch) -> float:
+def measured_rate(trainer: Trainer, batch: StepBatch) -> float:
     """Tokens per second of one micro-batch forward and back, the best of about two seconds. Changes nothing of the run,
     and must be called by every rank."""
     random = torch.get_rng_state()

@@ -12,19 +12,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from craton.data.batch import Batch
 from craton.errors import TrainingError
-from craton.models import CausalLM, Encoder
 from craton.training.experts import balance_step
 from craton.training.interrupts import Interrupts
 from craton.training.memory import keep_buffers
-from craton.training.objective import LossParts, Objective
+from craton.training.objective import LossParts, Objective, StepBatch
 from craton.training.optimisers import Optimisers, parameter_groups
 from craton.training.parallel import parallelise, reshard
 from craton.training.ranks import Ranks
@@ -46,8 +44,15 @@ class StepData(Protocol):
     def steps_per_epoch(self) -> int:
         """Steps in one pass."""
 
-    def step(self, index: int) -> list[Batch]:
+    def step(self, index: int) -> Sequence[StepBatch]:
         """This rank's micro-batches of a step; every rank has the same number of them."""
+
+
+@runtime_checkable
+class FrontEnd(Protocol):
+    """What turns a model's input into the trunk's: the dtype of what it makes decides for all that follows."""
+
+    compute_dtype: torch.dtype | None
 
 
 class Observer(Protocol):
@@ -70,7 +75,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> LossParts:
+    def forward(self, batch: StepBatch) -> LossParts:
         return self.objective(self.model, batch)
 
 
@@ -100,7 +105,7 @@ class Trainer:
         *,
         dtype: torch.dtype,
         ranks: Ranks | None = None,
-        held_out: Sequence[Batch] = (),
+        held_out: Sequence[StepBatch] = (),
         held_out_bytes: float | None = None,
         observers: Sequence[Observer] = (),
         folder: Path | None = None,
@@ -163,7 +168,7 @@ class Trainer:
             raise TrainingError(f"trained weights must be float32: {masters[0]} is not", remedy="load it as float32")
         self.model.to(self.ranks.device)
         for module in self.model.modules():
-            if isinstance(module, CausalLM | Encoder):
+            if isinstance(module, FrontEnd):
                 module.compute_dtype = dtype
             if isinstance(module, Trunk):
                 module.checkpointing = self.settings.checkpointing
@@ -204,7 +209,7 @@ class Trainer:
             observer.on_step(self.progress, self.steps, values)
         return loss
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[float, int, dict[str, float]]:
+    def _accumulate(self, batches: Sequence[StepBatch]) -> tuple[float, int, dict[str, float]]:
         """Add up the gradients of a step's summed losses; the sums of loss, targets and metrics over all ranks."""
         self.model.train(self._dropout)
         sums = Sums()
@@ -267,7 +272,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(step_module: TrainingStep, batches: Sequence[Batch], ranks: Ranks) -> dict[str, float]:
+def evaluate(step_module: TrainingStep, batches: Sequence[StepBatch], ranks: Ranks) -> dict[str, float]:
     """Loss and metrics over this rank's `batches`: sums over all targets, divided once. Training mode is kept."""
     training = step_module.model.training
     step_module.model.eval()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor, nn
-
-from craton.data.batch import Batch
 
 
 class LossParts(NamedTuple):
@@ -22,9 +21,28 @@ class LossParts(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Objective(Protocol):
-    """A training stage: what to minimise on a batch."""
+class StepBatch(Protocol):
+    """What the loop asks of a micro-batch, whatever is in it (texts: `craton.data.batch.Batch`).
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossParts:
+    tokens: that the trunk reads. trained: those, or other things, that have a target. lengths: tokens of each sequence.
+    """
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def trained(self) -> int: ...
+
+    @property
+    def lengths(self) -> tuple[int, ...]: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on `device`."""
+
+
+class Objective(Protocol):
+    """A training stage: what to minimise on a batch, of the kind that the run's data makes."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> LossParts:
         """The loss of a micro-batch as sums. A batch without targets gives count 0 and a loss of 0 that can still be
         differentiated."""

@@ -29,11 +29,12 @@ from craton.training.recording import Recorder
 @dataclass(frozen=True)
 class Job:
     """A run that is ready to start. save: writes what is to be published into a folder. length: tokens of a sequence,
-    for its arithmetic. decisions: what was decided for the user, a sentence each. settings: the run's."""
+    for its arithmetic. tokenizer: of a model of texts. decisions: what was decided for the user, a sentence each.
+    settings: the run's."""
 
     settings: Settings
     trainer: Trainer
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     dtype: torch.dtype
     length: int
     decisions: tuple[str, ...]
