@@ -102,3 +102,105 @@ def tiny_model(tmp_path_factory) -> Path:
     initialise(model, 0)
     save_checkpoint(model, LLAMA, folder, tokenizer=tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeing_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small random models of pictures, saved: "clip" and "siglip" (with a tokeniser of letters), "vit" (three classes),
+    "dinov3"."""
+    pytest.importorskip("PIL", reason="pictures need Pillow")
+    import tokenizers
+    import torch
+    from tokenizers import processors
+
+    from craton.checkpoints.families import FAMILIES, classifier_family
+    from craton.checkpoints.save import save_checkpoint
+    from craton.modalities.image import ImagePreprocessing
+    from craton.modalities.text import Tokenizer
+    from craton.models import DualEncoderConfig, EncoderConfig, ImageClassifierConfig, ModelConfig, VisionConfig, build
+    from craton.models.initialisation import initialise
+    from craton.trunk import (
+        AttentionConfig,
+        FeedForwardConfig,
+        LayerConfig,
+        LearnedPositions,
+        NormConfig,
+        RotaryConfig,
+        TrunkConfig,
+    )
+
+    norm = NormConfig(kind="layer", bias=True)
+
+    def trunk(width: int, mask: str = "full", **switches: object) -> TrunkConfig:
+        rotary = RotaryConfig(dims=8, theta=100.0, axes=2) if switches.pop("rotary", False) else None
+        attention = AttentionConfig(
+            heads=width // 8, kv_heads=width // 8, head_size=8, mask=mask, bias=("q", "k", "v", "o"), rotary=rotary
+        )
+        feedforward = FeedForwardConfig(hidden=2 * width, activation="gelu", bias=True)
+        scale = switches.pop("layer_scale", None)
+        layer = LayerConfig(attention=attention, feedforward=feedforward, norm=norm, layer_scale=scale)
+        return TrunkConfig(width=width, layers=(layer,) * 2, final_norm=norm, **switches)
+
+    def text(mask: str) -> EncoderConfig:
+        return EncoderConfig(vocab=60, context=50, trunk=trunk(16, mask, positions=LearnedPositions(count=50)))
+
+    image = {"image": (24, 24), "patch": 8}
+    clip = VisionConfig(**image, trunk=trunk(24, input_norm=norm), patch_bias=False, projection=16)
+    siglip = VisionConfig(**image, trunk=trunk(24), class_token=False, pooling="attention")
+    vit = VisionConfig(**image, trunk=trunk(24))
+    dinov3 = VisionConfig(
+        **image,
+        trunk=trunk(24, rotary=True, layer_scale=1.0),
+        registers=2,
+        mask_token=True,
+        positions="centres",
+    )
+    families = {family.name: family for family in FAMILIES}
+    configs: dict[str, ModelConfig] = {
+        "clip": DualEncoderConfig(vision=clip, text=text("causal"), projection=16),
+        "siglip": DualEncoderConfig(
+            vision=siglip, text=text("full"), projection=24, projection_bias=True, pad=1, logit_bias=True
+        ),
+        "vit": ImageClassifierConfig(labels=("cat", "dog", "گربه"), backbone=vit),
+        "dinov3": dinov3,
+    }
+    letters = {letter: number for number, letter in enumerate("<>_ abcdefghijklmnopqrstuvwxyz.-ABCDEFGHIJKLMNOP")}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="_"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.post_processor = processors.TemplateProcessing("< $A >", special_tokens=[("<", 0), (">", 1)])
+    tokenizer = Tokenizer(backend, special_tokens={"bos_token": "<", "eos_token": ">"})
+    root, folders = tmp_path_factory.mktemp("seeing"), {}
+    for name, config in configs.items():
+        model = build(config)
+        initialise(model, 0)
+        family = classifier_family(families[name]) if name == "vit" else families[name]
+        reads = isinstance(config, DualEncoderConfig)
+        folders[name] = save_checkpoint(
+            model.to(torch.float32),
+            family,
+            root / name,
+            tokenizer=tokenizer if reads else None,
+            preprocessing=ImagePreprocessing.square(24),
+        )
+    return folders
+
+
+@pytest.fixture
+def picture_files(tmp_path: Path) -> list[Path]:
+    """Five pictures of different shapes and kinds in a folder of their own."""
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    import numpy as np
+
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    rng, paths = np.random.default_rng(0), []
+    for name, shape in (
+        ("a.png", (30, 40, 3)),
+        ("b.jpg", (50, 25, 3)),
+        ("c.png", (24, 24)),
+        ("below/d.webp", (64, 64, 3)),
+        ("e.png", (20, 30, 4)),
+    ):
+        image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+        paths.append(folder / name)
+    return paths

@@ -13,10 +13,11 @@ from craton.errors import CratonError
 
 if TYPE_CHECKING:
     from craton.finetuning.loading import load
+    from craton.inference.images import ImageModel, load_images
     from craton.inference.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["CratonError", "Model", "__version__", "load"]
+__all__ = ["CratonError", "ImageModel", "Model", "__version__", "load", "load_images"]
 
 
 def __getattr__(name: str) -> object:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> object:
         from craton.finetuning.loading import load
 
         return load
+    if name in ("ImageModel", "load_images"):
+        from craton.inference import images
+
+        return getattr(images, name)
     if name == "Model":
         from craton.inference.model import Model
 

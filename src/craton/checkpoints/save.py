@@ -15,6 +15,8 @@ from craton.checkpoints.names import Entry
 from craton.checkpoints.pooling import MODES as POOLING_MODES
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
+from craton.modalities.image import FILE_NAME as PREPROCESSING_NAME
+from craton.modalities.image import ImagePreprocessing
 from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, PoolingConfig
 
@@ -28,11 +30,12 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer | None = None,
     pooling: PoolingConfig | None = None,
+    preprocessing: ImagePreprocessing | None = None,
 ) -> Path:
     """Write `model` to `folder` (made if it is not there) in Hugging Face's layout, under `family`'s names.
 
-    tokenizer: saved beside it, with its chat template. pooling: saved as sentence-transformers files. The weights are
-    written first and config.json last, so that an interrupted save is never taken for a model.
+    tokenizer: saved beside it, with its chat template. pooling: saved as sentence-transformers files. preprocessing: of
+    the pictures that a model sees. The weights are written first and config.json last, so that an interrupted save is never taken for a model.
 
     Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
     """
@@ -42,7 +45,9 @@ def save_checkpoint(
         theirs |= plain_tensors(entry, ours)
     config = family.write_config(model.config)
     config["dtype"] = HF_DTYPES[next(iter(theirs.values())).dtype]
-    return write_folder(Path(folder), theirs, config, tokenizer=tokenizer, pooling=pooling)
+    return write_folder(
+        Path(folder), theirs, config, tokenizer=tokenizer, pooling=pooling, preprocessing=preprocessing
+    )
 
 
 def plain_tensors(entry: Entry, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -63,6 +68,7 @@ def write_folder(
     *,
     tokenizer: Tokenizer | None,
     pooling: PoolingConfig | None,
+    preprocessing: ImagePreprocessing | None = None,
 ) -> Path:
     """Write tensors and a config.json under their published names, and what goes with them, to `folder`."""
     with disk_errors(f"make the folder {folder.name}", folder):
@@ -72,6 +78,8 @@ def write_folder(
         config |= save_tokenizer(tokenizer, folder)
     if pooling is not None:
         _save_pooling(pooling, config["hidden_size"], folder)
+    if preprocessing is not None:
+        _save_json(folder / PREPROCESSING_NAME, preprocessing.to_hf())
     _save_json(folder / "config.json", config)
     return folder
 

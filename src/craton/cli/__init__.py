@@ -12,7 +12,8 @@ from cyclopts import App, Group
 from craton import __version__
 from craton.errors import CratonError
 
-MODELS, TEXT, SOUND = Group("Models", sort_key=1), Group("Text", sort_key=2), Group("Sound", sort_key=2.5)
+MODELS, TEXT = Group("Models", sort_key=1), Group("Text", sort_key=2)
+PICTURES, SOUND = Group("Pictures", sort_key=2.2), Group("Sound", sort_key=2.5)
 TRAINING = Group("Training", sort_key=3)
 ADAPTING = Group("Adapting and judging", sort_key=4)
 SHRINKING = Group("Making smaller and faster", sort_key=5)
@@ -33,7 +34,10 @@ for verb, group, line in (
     ("rm", MODELS, "Remove a model from the store."),
     ("chat", TEXT, "Talk with a model."),
     ("generate", TEXT, "Continue a text, or a batch of them from JSON lines."),
-    ("embed", TEXT, "Turn texts or recordings into vectors."),
+    ("embed", TEXT, "Turn texts, pictures or recordings into vectors."),
+    ("classify", PICTURES, "Say what pictures show, of any classes or of a trained head's."),
+    ("search", PICTURES, "Find pictures of a folder by a text or by a picture."),
+    ("features", PICTURES, "Take the vectors of a picture's patches from a model's layers."),
     ("transcribe", SOUND, "Write down what is said in sound files."),
     ("tokenizer", TRAINING, "Train a tokeniser, measure it, extend a model's by a new language."),
     ("data", TRAINING, "Look at data before a run, and prepare it."),

@@ -34,18 +34,28 @@ def export(
     from craton.checkpoints.families.whisper_generation import read_generation, write_generation
     from craton.checkpoints.gguf_export import save_gguf
     from craton.checkpoints.save import save_checkpoint
-    from craton.models import Seq2Seq
+    from craton.modalities.image import read_preprocessing
+    from craton.models import ImageClassifier, Seq2Seq, TextModelConfig, VisionTransformer
 
     if target.exists():
         raise UsageError(f"{target} exists already", remedy="choose another name, or remove it first")
     checkpoint = Checkpoint.open(store.find(model).path)
-    module, tokenizer, pooling = checkpoint.load(torch.float32), checkpoint.tokenizer(), checkpoint.pooling
+    module, pooling = checkpoint.load(torch.float32), checkpoint.pooling
+    reads = not isinstance(module, VisionTransformer | ImageClassifier)
+    tokenizer = checkpoint.tokenizer() if reads else None
     if target.suffix == ".gguf":
+        _ = checkpoint.text_config  # GGUF describes models of texts
+        assert tokenizer is not None
         save_gguf(module, checkpoint.family, tokenizer, target, kind, pooling=pooling)
         written = [target]
     else:
-        save_checkpoint(module, checkpoint.family, target, tokenizer=tokenizer, pooling=pooling)
+        sees = not isinstance(checkpoint.config, TextModelConfig)
+        preprocessing = read_preprocessing(checkpoint.folder) if sees else None
+        save_checkpoint(
+            module, checkpoint.family, target, tokenizer=tokenizer, pooling=pooling, preprocessing=preprocessing
+        )
         if isinstance(module, Seq2Seq):
+            assert tokenizer is not None
             facts = read_generation(checkpoint.folder)
             tokens = facts.tokens(tokenizer, module.config.vocab)
             write_generation(target, module.config, tokens, facts.alignment_heads)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from craton.inference.images import ImageModel
     from craton.inference.model import Completion, Model
 
 
@@ -63,6 +64,16 @@ def load_model(name: str, *, dtype: str, threads: int | None, quiet: bool = Fals
     from craton.finetuning.loading import load
 
     model = load(name, dtype=dtype, threads=threads, **engine)  # type: ignore[arg-type]
+    if not quiet:
+        stderr.print(f"[dim]{escape(model.name)} · " + escape(" · ".join(model.plan.decisions)) + "[/]")
+    return model
+
+
+def load_seeing(name: str, *, dtype: str, threads: int | None, quiet: bool = False) -> ImageModel:
+    """Load a model of pictures and say on standard error what was decided."""
+    from craton.inference.images import load_images
+
+    model = load_images(name, dtype=dtype, threads=threads)  # type: ignore[arg-type]
     if not quiet:
         stderr.print(f"[dim]{escape(model.name)} · " + escape(" · ".join(model.plan.decisions)) + "[/]")
     return model

@@ -163,7 +163,7 @@ def test_classifiers(random_model, tmp_path, kind, config):
 def texts(end=None):
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randint(2, 97, (n,), generator=generator).tolist() for n in (3, 9, 11)]
-    return [row + [end] for row in rows] if end is not None else rows
+    return [[*row, end] for row in rows] if end is not None else rows
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["end by its id", "end is the highest id"])
