@@ -35,7 +35,8 @@ def save_checkpoint(
     """Write `model` to `folder` (made if it is not there) in Hugging Face's layout, under `family`'s names.
 
     tokenizer: saved beside it, with its chat template. pooling: saved as sentence-transformers files. preprocessing: of
-    the pictures that a model sees. The weights are written first and config.json last, so that an interrupted save is never taken for a model.
+    the pictures that a model sees. The weights are written first and config.json last, so that an interrupted save is
+    never taken for a model.
 
     Raises CheckpointError for a model whose weights are packed, StoreError if the folder cannot be written.
     """
@@ -45,9 +46,7 @@ def save_checkpoint(
         theirs |= plain_tensors(entry, ours)
     config = family.write_config(model.config)
     config["dtype"] = HF_DTYPES[next(iter(theirs.values())).dtype]
-    return write_folder(
-        Path(folder), theirs, config, tokenizer=tokenizer, pooling=pooling, preprocessing=preprocessing
-    )
+    return write_folder(Path(folder), theirs, config, tokenizer=tokenizer, pooling=pooling, preprocessing=preprocessing)
 
 
 def plain_tensors(entry: Entry, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
