@@ -23,6 +23,7 @@ from craton.compression.shrink_settings import ShrinkSettings
 from craton.compression.structured_settings import StructuredSettings
 from craton.config import Settings
 from craton.config.resolve import section_of
+from craton.data.picture_batches import AugmentSettings
 from craton.data.prepare import PrepareSettings
 from craton.evaluation.tasks import DataSettings, SplitSettings, TaskSettings
 from craton.finetuning.adapters import LoraSettings
@@ -30,6 +31,7 @@ from craton.finetuning.settings import FinetuneSettings, ObjectiveSettings
 from craton.inference.settings import EngineSettings, SamplingSettings
 from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.text.tokenizer_training import TokenizerSettings
+from craton.pretraining.images.settings import ImagePretrainSettings
 from craton.pretraining.ladder import LadderSettings
 from craton.pretraining.settings import PretrainSettings, ShapeSettings
 from craton.prompting.prompt import AnswerSettings, ExampleSettings, Prompt
@@ -69,9 +71,15 @@ SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Sampling", "Arguments of `generate` and `chat`, keys of a JSON line.", SamplingSettings),
     ("Engine", "Arguments of `craton.load`, flags of `generate` and `chat`.", EngineSettings),
     ("Transcription", "Arguments of `transcribe`, flags of `craton transcribe`.", TranscriptionSettings),
-    ("Training", "The loop: table `[training]` of a recipe, flags of `pretrain` and `finetune`.", TrainingSettings),
+    (
+        "Training",
+        "The loop: table `[training]` of a recipe, flags of `pretrain`, `pretrain-images` and `finetune`.",
+        TrainingSettings,
+    ),
     ("Pretraining", "A recipe or flags of `craton pretrain`.", PretrainSettings),
     ("Shape", "Table `[shape]` of a pretraining recipe.", ShapeSettings),
+    ("Pretraining on pictures", "A recipe or flags of `craton pretrain-images`.", ImagePretrainSettings),
+    ("Augment", "Table `[augment]` of such a recipe.", AugmentSettings),
     ("Scaling", "Flags of `craton scaling`.", LadderSettings),
     ("Fine-tuning", "A recipe or flags of `craton finetune`.", FinetuneSettings),
     ("Adapter", "Table `[lora]` of a fine-tuning recipe.", LoraSettings),

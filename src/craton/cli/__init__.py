@@ -37,11 +37,13 @@ for verb, group, line in (
     ("embed", TEXT, "Turn texts, pictures or recordings into vectors."),
     ("classify", PICTURES, "Say what pictures show, of any classes or of a trained head's."),
     ("search", PICTURES, "Find pictures of a folder by a text or by a picture."),
+    ("probe", PICTURES, "Measure a model's vectors of pictures by classes learnt on top of them."),
     ("features", PICTURES, "Take the vectors of a picture's patches from a model's layers."),
     ("transcribe", SOUND, "Write down what is said in sound files."),
     ("tokenizer", TRAINING, "Train a tokeniser, measure it, extend a model's by a new language."),
     ("data", TRAINING, "Look at data before a run, and prepare it."),
     ("pretrain", TRAINING, "Train a model on text, from nothing or from another model."),
+    ("pretrain-images", TRAINING, "Train a Vision Transformer on pictures, with labels or without."),
     ("scaling", TRAINING, "Train a ladder of small models and foretell a larger one's loss."),
     ("finetune", TRAINING, "Teach a model a task: chats, classes, vectors, preferences."),
     ("merge", TRAINING, "Merge an adapter into its base model, or several models into one."),
@@ -59,7 +61,7 @@ for verb, group, line in (
     ("bench", SERVING, "Measure servers under load."),
     ("runs", TRAINING, "List runs; show, compare, resume or remove them."),
 ):
-    module = {"list": "list_models", "rm": "remove", "eval": "evaluate"}.get(verb, verb)
+    module = {"list": "list_models", "rm": "remove", "eval": "evaluate"}.get(verb, verb).replace("-", "_")
     app.command(f"craton.cli.{module}:{module}", name=verb, help=line, group=group)
 
 

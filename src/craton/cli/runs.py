@@ -24,6 +24,7 @@ LOG_LINES: Final = 10
 # The verb that goes on with each kind of run.
 RESUMERS: Final = {
     "pretrain": "craton.cli.pretrain",
+    "pretrain-images": "craton.cli.pretrain_images",
     "finetune": "craton.cli.finetune",
     "distill": "craton.cli.distill",
     "compare": "craton.cli.compare",

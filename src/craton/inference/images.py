@@ -23,7 +23,7 @@ from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, DualEncoder, ImageClassifier, VisionTransformer
 from craton.store import find
 
-BATCH: Final = 8  # pictures that are read at once
+TOKENS: Final = 4096  # patches that are read at once
 MOST_SIDE: Final = 4096  # pixels of a side that features are taken of
 
 # A class is named in several ways and the vectors are averaged: a single sentence says too much of its own
@@ -244,8 +244,10 @@ class ImageModel:
         return encoded
 
     def _batches(self, pictures: Sequence[Picture]) -> Iterator[Tensor]:
-        for start in range(0, len(pictures), BATCH):
-            pixels = [_read(picture) for picture in pictures[start : start + BATCH]]
+        rows, columns = self.vision.config.grid
+        together = max(1, TOKENS // (rows * columns))
+        for start in range(0, len(pictures), together):
+            pixels = [_read(picture) for picture in pictures[start : start + together]]
             yield torch.from_numpy(self.preprocessing.prepare_all(pixels))
 
 

@@ -135,11 +135,13 @@ class VisionTransformer(nn.Module):
         self,
         pixels_BCHW: Tensor,
         hidden_BN: Tensor | None = None,
+        kept_BM: Tensor | None = None,
         taps: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Token vectors [B, extra + N, width] of pictures of one size, whose sides are multiples of a patch.
 
-        hidden_BN: True where a patch is replaced by the mask token. taps: see `Trunk.forward`; each [B, extra + N, D].
+        hidden_BN: True where a patch is replaced by the mask token. kept_BM: the numbers of the M patches of each
+        picture that are read at all; the answer is then [B, extra + M, width]. taps: see `Trunk.forward`.
         Raises UsageError for pictures of another number of channels or with sides that are no multiples of a patch.
         """
         config = self.config
@@ -156,13 +158,15 @@ class VisionTransformer(nn.Module):
             x_BND = x_BND + at_ND.to(dtype)
         else:
             at_ED = None
+        if kept_BM is not None:
+            x_BND = x_BND.gather(1, kept_BM[..., None].expand(-1, -1, x_BND.shape[-1]))
         if self.extra is not None:
             extra_ED = self.extra.weight
             if at_ED is not None and config.class_token:
                 extra_ED = torch.cat((extra_ED[:1] + at_ED, extra_ED[1:]))
             x_BND = torch.cat((extra_ED.to(dtype).expand(count, -1, -1), x_BND), 1)
         tokens = x_BND.shape[1]
-        out_TD = self.trunk(x_BND.flatten(0, 1), self._places(count, grid), row=tokens, taps=taps)
+        out_TD = self.trunk(x_BND.flatten(0, 1), self._places(count, grid, kept_BM), row=tokens, taps=taps)
         for layer in taps or {}:
             assert taps is not None
             taps[layer] = taps[layer].view(count, tokens, -1)
@@ -204,14 +208,18 @@ class VisionTransformer(nn.Module):
             at_ND = resized[0].flatten(1).T
         return at_ED, at_ND
 
-    def _places(self, count: int, grid: tuple[int, int]) -> Tensor:
+    def _places(self, count: int, grid: tuple[int, int], kept_BM: Tensor | None) -> Tensor:
         # What the trunk rotates by: each patch's centre, from -2 pi to 2 pi; the extra tokens are not turned.
-        device = self.patches.weight.device
-        if self.positions is not None:
-            return torch.arange(self.config.extra + grid[0] * grid[1], device=device).repeat(count)
+        device, extra = self.patches.weight.device, self.config.extra
+        if self.positions is not None:  # they are in the vectors already
+            tokens = extra + (grid[0] * grid[1] if kept_BM is None else kept_BM.shape[1])
+            return torch.arange(tokens, device=device).repeat(count)
         sides = [2 * pi * ((torch.arange(n, device=device) + 0.5) / n * 2 - 1) for n in grid]
         centres_NA = torch.cartesian_prod(*sides)
-        return torch.cat((centres_NA.new_zeros(self.config.extra, 2), centres_NA)).repeat(count, 1)
+        if kept_BM is None:
+            return torch.cat((centres_NA.new_zeros(extra, 2), centres_NA)).repeat(count, 1)
+        kept_BMA = centres_NA[kept_BM]
+        return torch.cat((kept_BMA.new_zeros(count, extra, 2), kept_BMA), 1).flatten(0, 1)
 
 
 def pool_tokens(tokens_BND: Tensor, config: VisionConfig, pooling: ImagePooling | None = None) -> Tensor:

@@ -58,11 +58,12 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def training_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters, and the router biases that load balancing moves without a gradient."""
+    """What training changes: trained parameters, and what moves without a gradient: the router biases that balance
+    loads, and a `teacher` that follows the model."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or name.endswith("router_bias")
+        if parameter.requires_grad or name.endswith("router_bias") or name.startswith("teacher.")
     }
 
 

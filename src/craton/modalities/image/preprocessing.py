@@ -82,6 +82,13 @@ class ImagePreprocessing(Settings):
 
     def prepare(self, pixels: Pixels) -> NDArray[np.float32]:
         """pixels [H, W, 3], uint8 -> fp32 [channels, h, w]."""
+        resized = self.resized(pixels)
+        numbers = resized if self.floating else resized.astype(np.float32) * np.float32(self.rescale)
+        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return np.ascontiguousarray((numbers - mean) / std, np.float32)
+
+    def resized(self, pixels: Pixels) -> NDArray[Any]:
+        """Resized and cropped but not normalised: [channels, h, w], uint8 (fp32 and rescaled where `floating`)."""
         from PIL import Image
 
         image = Image.fromarray(pixels)
@@ -96,14 +103,10 @@ class ImagePreprocessing(Settings):
             ]
             if (width, height) != image.size:
                 planes = [plane.resize((width, height), resample) for plane in planes]
-            resized = self._cropped(np.stack([np.asarray(plane) for plane in planes]))
-        else:
-            if (width, height) != image.size:
-                image = image.resize((width, height), resample)
-            whole = np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
-            resized = self._cropped(whole).astype(np.float32) * np.float32(self.rescale)
-        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return np.ascontiguousarray((resized - mean) / std, np.float32)
+            return self._cropped(np.stack([np.asarray(plane) for plane in planes]))
+        if (width, height) != image.size:
+            image = image.resize((width, height), resample)
+        return self._cropped(np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0))
 
     def prepare_all(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
         """Several, [B, channels, h, w]. Raises UsageError where they come out at different sizes."""
