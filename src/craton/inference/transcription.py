@@ -65,6 +65,14 @@ class Transcript:
         return "".join(segment.text for segment in self.segments).strip()
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one batch of windows brought. segments: of these windows. transcripts: of recordings that are now whole."""
+
+    segments: tuple[Segment, ...]
+    transcripts: tuple[Transcript, ...]
+
+
 @dataclass
 class _Recording:
     number: int
@@ -129,6 +137,16 @@ class Transcriber:
 
         progress: told after every batch how many seconds are done, of the recordings that were taken so far.
         """
+        for step in self.steps(recordings, settings, progress):
+            yield from step.transcripts
+
+    def steps(
+        self,
+        recordings: Iterable[Samples],
+        settings: TranscriptionSettings = TranscriptionSettings(),  # noqa: B008  (immutable)
+        progress: Progress | None = None,
+    ) -> Iterator[Step]:
+        """`transcribe`, batch of windows by batch, for who does other things between two of them."""
         self.check(settings)
         waiting, source = iter(recordings), list[_Recording]()
         regions: list[_Region] = []
@@ -145,12 +163,15 @@ class Transcriber:
                 regions += cut
             if not regions and not source:
                 return
+            written: list[Segment] = []
             if regions:
-                self._read(regions[: settings.batch], settings)
+                written = self._read(regions[: settings.batch], settings)
                 regions = [region for region in regions if region.seek < region.end]
                 self._report(progress, source, regions)
+            whole = []
             while source and source[0].open_regions == 0:
-                yield self._close(source.pop(0))
+                whole.append(self._close(source.pop(0)))
+            yield Step(tuple(written), tuple(whole))
 
     @torch.inference_mode()
     def vector(self, samples: Samples) -> Tensor:
@@ -210,8 +231,8 @@ class Transcriber:
             return []
         return self.tokenizer.encode(" " + settings.prompt.strip(), add_special_tokens=False)
 
-    def _read(self, regions: Sequence[_Region], settings: TranscriptionSettings) -> None:
-        """Read the next window of each of these regions."""
+    def _read(self, regions: Sequence[_Region], settings: TranscriptionSettings) -> list[Segment]:
+        """Read the next window of each of these regions; what is said in them."""
         mels, sizes = [], []
         for region in regions:
             mel_MT = region.recording.mel_MT
@@ -227,8 +248,10 @@ class Transcriber:
         with self._decoder.threads():
             self._find_languages(context, regions)
             texts = self._write(context, regions, settings)
+            written: list[Segment] = []
             for number, (region, frames, text) in enumerate(zip(regions, sizes, texts, strict=True)):
-                self._settle(context, number, _Window(region, frames, text), settings)
+                written += self._settle(context, number, _Window(region, frames, text), settings)
+        return written
 
     def _find_languages(self, context: Context, regions: Sequence[_Region]) -> None:
         unknown = [i for i, region in enumerate(regions) if region.recording.language is None]
@@ -282,9 +305,10 @@ class Transcriber:
     def _text(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token < self.tokens.end]
 
-    def _settle(self, context: Context, number: int, window: _Window, settings: TranscriptionSettings) -> None:
+    def _settle(self, context: Context, number: int, window: _Window, settings: TranscriptionSettings) -> list[Segment]:
         """Turn a window's text into segments, and move its region on to where the next window begins."""
         region, written = window.region, window.written
+        segments: list[Segment] = []
         start, region.begun = region.seek, True
         if self._is_silent(written, settings):
             region.seek += window.frames
@@ -304,6 +328,7 @@ class Transcriber:
             region.seek = region.end
         if region.seek >= region.end:
             region.recording.open_regions -= 1
+        return segments
 
     def _pieces(self, tokens: Sequence[int], frames: int) -> tuple[list[tuple[float, float, list[int]]], int]:
         """(start, end, ids) of each piece between times, in seconds of the window; and the frames that all cover."""

@@ -11,8 +11,9 @@ from starlette.types import ASGIApp
 
 from craton.serving.errors import ApiError
 from craton.serving.guard import Guard
-from craton.serving.http import Endpoint
+from craton.serving.http import Endpoint, FormEndpoint
 from craton.serving.openapi import openapi_document
+from craton.serving.routes.audio import transcriptions, translations
 from craton.serving.routes.chat import chat_completions
 from craton.serving.routes.completions import completions
 from craton.serving.routes.messages import count_tokens, messages
@@ -21,6 +22,7 @@ from craton.serving.routes.operations import Operations, not_found, refused
 from craton.serving.routes.responses import responses
 from craton.serving.routes.tokens import detokenize, tokenize
 from craton.serving.routes.vectors import embeddings, rerank
+from craton.serving.schemas.audio import TranscriptionRequest, TranslationRequest
 from craton.serving.schemas.chat import ChatRequest
 from craton.serving.schemas.completions import CompletionRequest
 from craton.serving.schemas.messages import CountTokensRequest, MessagesRequest
@@ -39,6 +41,8 @@ ENDPOINTS: dict[str, Endpoint[Any]] = {
     "/v1/messages/count_tokens": Endpoint(CountTokensRequest, count_tokens),
     "/v1/embeddings": Endpoint(EmbeddingRequest, embeddings),
     "/v1/rerank": Endpoint(RerankRequest, rerank),
+    "/v1/audio/transcriptions": FormEndpoint(TranscriptionRequest, transcriptions),
+    "/v1/audio/translations": FormEndpoint(TranslationRequest, translations),
     "/v1/tokenize": Endpoint(TokenizeRequest, tokenize, queued=False),
     "/v1/detokenize": Endpoint(DetokenizeRequest, detokenize, queued=False),
     "/v1/models/load": Endpoint(LoadRequest, load_model, queued=False),

@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
@@ -17,7 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from craton.serving import logs
 from craton.serving.call import Call
 from craton.serving.errors import ApiError, ClientGone, from_any
-from craton.serving.schemas.common import Body, read_body
+from craton.serving.multipart import read_form
+from craton.serving.schemas.common import Body, read_body, read_values
 
 B = TypeVar("B", bound=Body)
 
@@ -35,11 +37,21 @@ class Stream:
     failure: Callable[[ApiError], bytes]
 
 
-Reply = dict[str, Any] | Stream
+@dataclass
+class Text:
+    """A whole response that is no JSON."""
+
+    text: str
+    kind: str = "text/plain; charset=utf-8"
+
+
+Reply = dict[str, Any] | Stream | Text
 
 
 class Endpoint(Generic[B]):
     """An ASGI application for one route. queued: whether it waits for a turn, as all that asks the engine does."""
+
+    content: ClassVar[str] = "application/json"
 
     def __init__(self, schema: type[B], handler: Callable[[Call, B], Awaitable[Reply]], *, queued: bool = True) -> None:
         self.schema, self.handler, self.queued = schema, handler, queued
@@ -50,10 +62,7 @@ class Endpoint(Generic[B]):
         sender = _Sender(send, call)
         status = 500
         try:
-            raw = await _read(scope, receive, call.state.settings.max_body_bytes)
-            body = read_body(self.schema, raw)
-            if call.state.settings.log_prompts:
-                call.log_texts["body"] = raw.decode(errors="replace")
+            body = await self._body(call, scope, receive)
             await _while_connected(receive, self._answer(call, body, sender))
             status = 200
         except ClientGone:
@@ -70,6 +79,12 @@ class Endpoint(Generic[B]):
         finally:
             call.give_back()
             call.record(status)
+
+    async def _body(self, call: Call, scope: Scope, receive: Receive) -> B:
+        raw = await _read(scope, receive, self.content, call.state.settings.max_body_bytes)
+        if call.state.settings.log_prompts:
+            call.log_texts["body"] = raw.decode(errors="replace")
+        return read_body(self.schema, raw)
 
     async def _answer(self, call: Call, body: B, sender: _Sender) -> None:
         limit = call.state.settings.request_timeout
@@ -88,8 +103,28 @@ class Endpoint(Generic[B]):
     async def _send(self, reply: Reply, sender: _Sender) -> None:
         if isinstance(reply, Stream):
             await sender.stream(reply)
+        elif isinstance(reply, Text):
+            await sender.whole(200, reply.text.encode(), reply.kind)
         else:
             await sender.json(200, reply)
+
+
+class FormEndpoint(Endpoint[B]):
+    """One whose body is a form with a file in it, as a web page sends it."""
+
+    content: ClassVar[str] = "multipart/form-data"
+
+    async def _body(self, call: Call, scope: Scope, receive: Receive) -> B:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            # A page of any site may send forms to any address; its answers it cannot read, but it can keep us busy.
+            raise ApiError(403, "forms from pages of other sites are not taken", param="origin")
+        raw = await _read(scope, receive, self.content, call.state.settings.max_upload_bytes)
+        values = await read_form(headers, raw)
+        if call.state.settings.log_prompts:
+            call.log_texts["body"] = {name: value for name, value in values.items() if not isinstance(value, bytes)}
+        return read_values(self.schema, values)
 
 
 class _Sender:
@@ -103,7 +138,11 @@ class _Sender:
     async def json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         """A whole response."""
         data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        await self._start(status, "application/json", {"content-length": str(len(data)), **(headers or {})})
+        await self.whole(status, data, "application/json", headers)
+
+    async def whole(self, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
+        """A whole response of any kind."""
+        await self._start(status, kind, {"content-length": str(len(data)), **(headers or {})})
         await self._put({"type": "http.response.body", "body": data})
 
     async def stream(self, stream: Stream) -> None:
@@ -151,11 +190,11 @@ async def refuse(send: Send, call: Call, error: ApiError, path: str) -> None:
     await _Sender(send, call).refuse(error, path)
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def _read(scope: Scope, receive: Receive, kind: str, limit: int) -> bytes:
     headers = Headers(scope=scope)
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        # A web page may send other types to any address without asking; this one it may not.
-        raise ApiError(415, "the body must be sent as content-type: application/json", param="content-type")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+        # A web page may send other types than JSON to any address without asking; that one it may not.
+        raise ApiError(415, f"the body must be sent as content-type: {kind}", param="content-type")
     too_large = ApiError(413, f"the body is larger than {limit} bytes", code="body_too_large")
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:

@@ -51,6 +51,8 @@ class Served:
 
     def check_writes(self) -> None:
         """Raises ApiError for an encoder."""
+        if self.model.hears:
+            raise ApiError(400, f"{self.id} hears: ask /v1/audio/transcriptions", param="model")
         if not self.writes:
             raise ApiError(400, f"{self.id} is an encoder: it reads text and writes none", param="model")
 

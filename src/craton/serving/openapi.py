@@ -43,7 +43,7 @@ def openapi_document(endpoints: Mapping[str, Endpoint[Any]]) -> dict[str, Any]:
     refusals = {status: {"description": said, "content": error} for status, said in _REFUSALS.items()}
     paths: dict[str, Any] = {}
     for path, endpoint in endpoints.items():
-        body = {"application/json": {"schema": references[(endpoint.schema, "validation")]}}
+        body = {endpoint.content: {"schema": references[(endpoint.schema, "validation")]}}
         answers: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if "stream" in endpoint.schema.model_fields:
             answers["text/event-stream"] = {"schema": {"type": "string"}}

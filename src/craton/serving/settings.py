@@ -21,6 +21,7 @@ class ServeSettings(Settings):
     api_key_file: Path | None = Field(None, description="file of hashed keys (craton serve key add NAME makes it)")
     load: Literal["start", "use"] = Field("start", description="load models at the start, or each on its first use")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="the largest request body")
+    max_upload_bytes: int = Field(25 << 20, ge=1024, description="the largest sound file, with its form around it")
     max_tokens: int = Field(8192, ge=1, description="the longest answer that may be asked for, in tokens")
     default_max_tokens: int = Field(1024, ge=1, description="the longest answer of a chat that asks for no length")
     max_choices: int = Field(16, ge=1, le=128, description="answers that one request may ask for")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -104,6 +105,15 @@ def read_body(cls: type[B], raw: bytes) -> B:
     """A checked body. Raises ApiError 400 that names the field."""
     try:
         return cls.model_validate_json(raw)
+    except ValidationError as error:
+        raise _refusal(cls, error) from None
+
+
+def read_values(cls: type[B], values: Mapping[str, Any]) -> B:
+    """A checked body of a form's values, in which numbers are written as texts. Raises ApiError 400 that names the
+    field."""
+    try:
+        return cls.model_validate(values, strict=False)
     except ValidationError as error:
         raise _refusal(cls, error) from None
 
