@@ -122,3 +122,23 @@ def test_a_model_that_hears_nothing(craton, speech, minilm_folder):
     status, _, err = craton("transcribe", speech, "-m", minilm_folder)
     assert status == 2
     assert "hears nothing" in err
+
+
+class TestLive:
+    @pytest.mark.usefixtures("whisper_folder")
+    def test_a_pipe(self, craton, speech, monkeypatch):
+        from craton.modalities.audio import read_audio
+
+        raw = (np.concatenate((read_audio(speech), np.zeros(16_000))) * 32767).astype("<i2").tobytes()
+        for flags in ((), ("--json",)):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+            status, out, _ = craton("transcribe", "--live", *flags)
+            assert status == 0
+            said = out if not flags else " ".join(json.loads(line)["text"] for line in out.splitlines())
+            assert "temporary greeting" in " ".join(said.split())
+
+    @pytest.mark.parametrize("flags", [("a.wav",), ("--format", "srt"), ("--out", "folder")])
+    def test_wrong_use(self, craton, flags):
+        status, _, err = craton("transcribe", "--live", *flags)
+        assert status == 2
+        assert "standard input" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,14 @@ def transcribe(
     out: Annotated[
         Path | None, Parameter(help="a folder: one file there for each sound file, and nothing on standard output")
     ] = None,
+    live: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="write while somebody speaks: sound comes from standard input, 16-bit numbers at 16 kHz of one "
+            "channel, or a WAV file as it grows",
+        ),
+    ] = False,
     flags: Flags[TranscriptionSettings] | None = None,
     dtype: DType = "auto",
     threads: Threads = None,
@@ -39,6 +48,9 @@ def transcribe(
 ) -> None:
     """Write down what is said. Reads WAV, FLAC, OGG, MP3, M4A, WebM, the sound of films, and more."""
     settings, _ = resolve(TranscriptionSettings, [(FLAGS, given(flags))])
+    if live:
+        _live(audio, format, out, settings, model, dtype, threads, json)
+        return
     _check(audio, format, out)
     names = audio or (STDIN,)
     from craton.checkpoints.disk import disk_errors, replace_file
@@ -81,6 +93,58 @@ def transcribe(
         return
     spent = time.monotonic() - started
     stderr.print(f"[dim]{seconds:.1f} s of sound in {spent:.1f} s: {seconds / spent:.1f} times as fast[/]")
+
+
+def _live(
+    audio: Sequence[str],
+    format: str,
+    out: Path | None,
+    settings: TranscriptionSettings,
+    model: str,
+    dtype: str,
+    threads: int | None,
+    json: bool,
+) -> None:
+    """Text as it is spoken: settled words stay, what may still change stands behind them in grey on a terminal."""
+    if audio or out is not None or format != "txt":
+        raise UsageError("--live reads standard input and writes text or, with --json, a line for each piece")
+    if sys.stdin.isatty():
+        raise UsageError(
+            "there is no sound on standard input",
+            remedy="arecord -f S16_LE -r 16000 -c 1 -t raw | craton transcribe --live",
+        )
+    from craton.inference.transcription_live import LiveTranscriber, Settled
+    from craton.modalities.audio.pipes import read_pipe
+
+    loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
+    transcriber = LiveTranscriber(loaded.transcriber, settings)
+    terminal, line = sys.stdout.isatty() and not json, ""
+
+    def show(settled: Sequence[Settled]) -> None:
+        nonlocal line
+        for one in settled:
+            if json:
+                print_json({"start": one.start, "end": one.end, "text": one.text.strip(), "phrase_ends": one.ends})
+                continue
+            text = one.text if line else one.text.lstrip()
+            line += text
+            write(("\x1b[K" if terminal else "") + text)
+            if one.ends:
+                write("\n")
+                line = ""
+        if terminal:
+            # Saved and restored, so that the next piece is written over it; cut, so that it stays in one line.
+            room = max(0, shutil.get_terminal_size().columns - len(line) % shutil.get_terminal_size().columns - 1)
+            write(f"\x1b7\x1b[K\x1b[2m{transcriber.provisional[:room]}\x1b[0m\x1b8")
+
+    try:
+        for samples in read_pipe(sys.stdin.buffer):
+            show(transcriber.push(samples))
+    finally:
+        # Ctrl-C ends the sound, too: what was said is not lost.
+        show(transcriber.finish())
+        if line:
+            write("\n")
 
 
 def _check(audio: Sequence[str], format: str, out: Path | None) -> None:

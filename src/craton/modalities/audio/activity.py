@@ -29,7 +29,7 @@ def find_speech(samples_N: NDArray[np.float32], rate: int = 16_000) -> list[Acti
     """The stretches in which somebody may be speaking, in order, apart from each other."""
     count = len(samples_N)
     loud_T = levels(samples_N)
-    threshold = _threshold(loud_T)
+    threshold = speech_threshold(loud_T)
     margin, pause = int(MARGIN_SECONDS * rate), int(PAUSE_SECONDS * rate)
     edges = np.flatnonzero(np.diff(np.concatenate(([0], loud_T > threshold, [0]))))
     found: list[Activity] = []
@@ -58,7 +58,8 @@ def levels(samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
     return decibels
 
 
-def _threshold(loud_T: NDArray[np.float32]) -> float:
+def speech_threshold(loud_T: NDArray[np.float32]) -> float:
+    """Of frames of these levels, the level above which somebody may be speaking."""
     # Where a tenth of the recording is digital silence, the room's noise is not known and counts as speech.
     quiet, loud = (float(level) for level in np.percentile(loud_T, (10, 95)))
     between = quiet + SHARE * (loud - quiet)

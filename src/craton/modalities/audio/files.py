@@ -43,7 +43,7 @@ def read_audio(source: str | Path | bytes, limits: AudioLimits = AudioLimits()) 
         UsageError: there is no such file, or a package of the extra [audio] is not installed.
         FileFormatError: the file is no sound, is cut short, is beyond a limit, or holds no sample or NaN.
     """
-    _need("soundfile", "soxr")
+    need("soundfile", "soxr")
     if isinstance(source, bytes):
         return _read(_Seekable(io.BytesIO(source)), "the sound", limits)
     path = Path(source).expanduser()
@@ -88,7 +88,8 @@ class _Seekable(io.BufferedReader):
             return -1
 
 
-def _need(*packages: str) -> None:
+def need(*packages: str) -> None:
+    """Raises UsageError where one of these packages of the extra [audio] is not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in packages if find_spec(name) is None]
