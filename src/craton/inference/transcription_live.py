@@ -42,17 +42,16 @@ class Settled(NamedTuple):
 class LiveTranscriber:
     """Takes sound in pieces of any size; what comes out does not depend on their sizes.
 
-    Memory stays as it is however long it goes on. settings: those of a transcription; times of words are always found,
-    and a text is drawn at no higher temperature, since the next reading comes anyway.
+    Memory stays as it is however long it goes on. settings: those of a transcription; times of words are always found.
+    A text that repeats itself is not believed while somebody speaks, as the next reading comes anyway; at the end of a
+    phrase it is written again, as in any transcription.
     """
 
     def __init__(self, transcriber: Transcriber, settings: TranscriptionSettings) -> None:
         """Raises what `Transcriber.check` raises."""
         transcriber.check(settings)
         self._transcriber = transcriber
-        self._settings = settings.model_copy(
-            update={"word_times": True, "temperatures": (0.0,), "skip_silence": False, "batch": 1}
-        )
+        self._settings = settings.model_copy(update={"word_times": True, "skip_silence": False, "batch": 1})
         self._waiting = np.zeros(0, np.float32)  # not yet a whole step
         self._sound = np.zeros(0, np.float32)  # what is read again
         self._offset = 0  # of its first sample, in the whole sound
@@ -91,7 +90,7 @@ class LiveTranscriber:
             return []
         if not self._speaks(self._sound[-int(PAUSE_SECONDS * SAMPLE_RATE) :]):
             return self._end()
-        words = self._read()
+        words = self._read(final=False)
         agreed = 0
         for old, new in zip(self._before, words, strict=False):
             if _plain(old.text) != _plain(new.text):
@@ -106,7 +105,7 @@ class LiveTranscriber:
         return settled
 
     def _end(self) -> list[Settled]:
-        settled = self._settle(self._read(), ends=True)
+        settled = self._settle(self._read(final=True), ends=True)
         self._cut(len(self._sound))
         self._before = []
         return settled
@@ -121,12 +120,18 @@ class LiveTranscriber:
         self._text = (self._text + "".join(self._settled))[-PROMPT_CHARACTERS:]
         self._settled, self._settled_end = [], 0
 
-    def _read(self) -> list[Word]:
-        """The words that are not settled, their times in seconds of the whole sound."""
+    def _read(self, *, final: bool) -> list[Word]:
+        """The words that are not settled, their times in seconds of the whole sound; none where the text is bad and
+        this is not the last reading of the phrase."""
         # A text that was cut off begins with a part of a word.
         told = self._text.partition(" ")[2] if len(self._text) == PROMPT_CHARACTERS else self._text
         settings = self._settings.model_copy(update={"prompt": told.strip() or None})
+        if not final:
+            settings = settings.model_copy(update={"temperatures": settings.temperatures[:1]})
         (transcript,) = self._transcriber.transcribe([self._sound], settings)
+        most = settings.max_compression
+        if not final and most is not None and any(segment.compression > most for segment in transcript.segments):
+            return []
         words = [word for segment in transcript.segments for word in segment.words]
         first = _settled_part([_plain(text) for text in self._settled], [_plain(word.text) for word in words])
         if first:
