@@ -31,6 +31,7 @@ from craton.finetuning.settings import FinetuneSettings, ObjectiveSettings
 from craton.inference.settings import EngineSettings, SamplingSettings
 from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.text.tokenizer_training import TokenizerSettings
+from craton.pretraining.image_text.settings import PairPretrainSettings
 from craton.pretraining.images.settings import ImagePretrainSettings
 from craton.pretraining.ladder import LadderSettings
 from craton.pretraining.settings import PretrainSettings, ShapeSettings
@@ -80,6 +81,7 @@ SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Shape", "Table `[shape]` of a pretraining recipe.", ShapeSettings),
     ("Pretraining on pictures", "A recipe or flags of `craton pretrain-images`.", ImagePretrainSettings),
     ("Augment", "Table `[augment]` of such a recipe.", AugmentSettings),
+    ("Pretraining on pairs", "A recipe or flags of `craton pretrain-pairs`.", PairPretrainSettings),
     ("Scaling", "Flags of `craton scaling`.", LadderSettings),
     ("Fine-tuning", "A recipe or flags of `craton finetune`.", FinetuneSettings),
     ("Adapter", "Table `[lora]` of a fine-tuning recipe.", LoraSettings),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from craton.errors import CratonError
 
 if TYPE_CHECKING:
-    from craton.finetuning.loading import load
-    from craton.inference.images import ImageModel, load_images
+    from craton.finetuning.loading import load, load_images
+    from craton.inference.images import ImageModel
     from craton.inference.model import Model
 
 __version__ = "0.1.0"
@@ -22,14 +22,14 @@ __all__ = ["CratonError", "ImageModel", "Model", "__version__", "load", "load_im
 
 def __getattr__(name: str) -> object:
     # `import craton` and `craton --help` must not pay for torch: what needs it is imported on first use.
-    if name == "load":
-        from craton.finetuning.loading import load
+    if name in ("load", "load_images"):
+        from craton.finetuning import loading
 
-        return load
-    if name in ("ImageModel", "load_images"):
-        from craton.inference import images
+        return getattr(loading, name)
+    if name == "ImageModel":
+        from craton.inference.images import ImageModel
 
-        return getattr(images, name)
+        return ImageModel
     if name == "Model":
         from craton.inference.model import Model
 

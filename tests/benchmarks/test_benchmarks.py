@@ -165,11 +165,28 @@ def test_markers_are_checked_before_the_benchmarks_run(
     def runs(*_: Any, **__: Any) -> None:
         raise AssertionError("a benchmark ran")
 
-    monkeypatch.setattr(run_all, "README", tmp_path / "README.md")
+    monkeypatch.setattr(run_all, "TABLES", tmp_path / "benchmarks.md")
     monkeypatch.setattr(sys, "argv", ["run_all.py"])
     monkeypatch.setattr(subprocess, "run", runs)
     assert run_all.main() == 2
-    assert "README" in capsys.readouterr().err
+    assert "benchmarks.md" in capsys.readouterr().err
+
+
+def test_every_benchmark_has_its_place_and_the_readme_says_what_the_tables_say() -> None:
+    tables = run_all.read(run_all.TABLES)
+    for path in run_all.HERE.glob("*.py"):
+        if path.stem not in run_all.NOT_BENCHMARKS:
+            run_all.between(tables, path.stem)
+    assert run_all.render_summary(tables) in run_all.read(run_all.README)
+
+
+def test_the_summary_takes_rows_from_the_tables(monkeypatch: pytest.MonkeyPatch, document: harness.Document) -> None:
+    tables = f"<!-- benchmark:decode -->\n{run_all.render_table(document)}\n<!-- /benchmark:decode -->"
+    monkeypatch.setattr(run_all, "SUMMARY", (("starting", "decode", "start", "slow"),))
+    assert run_all.render_summary(tables).splitlines()[-1] == "| starting | s | 0.5 | slow | 2 | 4x |"
+    monkeypatch.setattr(run_all, "SUMMARY", (("starting", "decode", "start", "nobody"),))
+    with pytest.raises(UsageError, match="nobody"):
+        run_all.render_summary(tables)
 
 
 FAKE = """

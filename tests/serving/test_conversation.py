@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from craton.modalities.text import Tokenizer
+from craton.inference.pictures import Prompt
+from craton.modalities.text import Tokenizer, render
 from craton.serving.conversation import Chat, prepare
 from craton.serving.errors import ApiError
 
@@ -23,7 +24,12 @@ def served(tiny_model):
     def make(template: str) -> SimpleNamespace:
         plain = Tokenizer.from_folder(tiny_model)
         tokenizer = Tokenizer(plain.backend, special_tokens=plain.special_tokens, chat_templates={"default": template})
-        return SimpleNamespace(id="m", model=SimpleNamespace(tokenizer=tokenizer))
+
+        def prompt(messages, **more) -> Prompt:
+            rendered = render(messages, tokenizer, add_generation_prompt=True, **more)
+            return Prompt(rendered.ids, text=rendered.text)
+
+        return SimpleNamespace(id="m", model=SimpleNamespace(tokenizer=tokenizer, prompt=prompt))
 
     return make
 

@@ -18,7 +18,7 @@ from torch import Tensor
 class Entry:
     """`load` makes our tensors of theirs, `save` theirs of ours. by_rows: load only takes, splits or joins rows, so it
     may be applied to block-quantised rows as well. fp32: kept so whatever the model runs in, as rounding would change
-    a choice that is made by them."""
+    a choice that is made by them. linear: false where a linear layer of ours is something else of theirs."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
@@ -26,6 +26,7 @@ class Entry:
     save: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda tensors: tensors
     by_rows: bool = True
     fp32: bool = False
+    linear: bool = True
 
 
 def same(theirs: str, ours: str) -> Entry:

@@ -29,7 +29,7 @@ from craton.checkpoints.peft_modules import (
 )
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
-from craton.models import ClassifierConfig, ModelConfig
+from craton.models import ClassifierConfig, ImageClassifierConfig, ModelConfig
 
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
@@ -74,7 +74,7 @@ def write_peft(
     with disk_errors(f"make the folder {folder.name}", folder):
         folder.mkdir(parents=True, exist_ok=True)
     metadata = {BASE_WEIGHTS_KEY: adapter.base_weights} if adapter.base_weights else {}
-    if isinstance(config, ClassifierConfig):
+    if isinstance(config, ClassifierConfig | ImageClassifierConfig):
         metadata[LABELS_KEY] = json.dumps(config.labels, ensure_ascii=False)
     write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
     replace_file(folder / CONFIG_NAME, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False).encode())
@@ -103,7 +103,7 @@ def peft_form(
         tensors |= {f"{name}.lora_A.weight": update.a, f"{name}.lora_B.weight": update.b}
         if update.magnitude is not None:
             tensors[f"{name}.lora_magnitude_vector"] = update.magnitude
-    names = head_names(family, config) if isinstance(config, ClassifierConfig) else {}
+    names = head_names(family, config) if isinstance(config, ClassifierConfig | ImageClassifierConfig) else {}
     tensors |= {f"{PREFIX}{theirs}": adapter.head[ours] for theirs, ours in names.items()}
     return _config(adapter, family, joined, modules, names), tensors
 

@@ -22,9 +22,12 @@ from craton.models import CausalLMConfig, ModelConfig
 # Under which name a family's task classes hold the model itself; the others call it "model".
 _BASE_NAMES: Final[Mapping[str, str]] = {
     "bert": "bert",
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2_with_registers",
     "gpt2": "transformer",
     "gpt_neox": "gpt_neox",
     "roberta": "roberta",
+    "vit": "vit",
     "xlm_roberta": "roberta",
 }
 _HEADS: Final = ("lm_head", "embed_out")  # beside the model itself and not in it
@@ -90,13 +93,15 @@ def adaptable_modules(family: Family, config: ModelConfig, shapes: Mapping[str, 
     modules: dict[str, Module] = {}
     for entry in family.entries(config):
         ours = tuple(name.removesuffix(".weight") for name in entry.ours)
-        if not all(name in shapes and f"{name}.weight" in entry.ours for name in ours):
+        if not entry.linear or not all(name in shapes and f"{name}.weight" in entry.ours for name in ours):
             continue
         sizes = tuple(shapes[name][0] for name in ours)
         # What becomes of the rows' numbers says how the rows of theirs are made of ours.
         numbers = torch.arange(sum(sizes))[:, None]
         saved = entry.save(numbers.split(sizes))[0]
         path = within_model(family, entry.theirs[0].removesuffix(".weight"))
+        for pattern, replacement in family.modules:
+            path = re.sub(pattern, replacement, path)
         transposed = len(saved) != len(numbers)
         modules[path] = Module(path, ours, sizes, shapes[ours[0]][1], saved.flatten(), transposed)
     return modules

@@ -29,7 +29,7 @@ from craton.checkpoints.peft_modules import (
 from craton.checkpoints.safetensors import SafetensorsFile
 from craton.checkpoints.safetensors_header import PICKLE_REMEDY
 from craton.errors import CheckpointError, FileFormatError, UsageError
-from craton.models import ClassifierConfig, ModelConfig
+from craton.models import ClassifierConfig, ImageClassifierConfig, ModelConfig
 
 PICKLE_NAME: Final = "adapter_model.bin"
 _LAST_LAYERS: Final = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of classifiers
@@ -67,7 +67,7 @@ def read_peft(
     keys = read_adapter_config(folder)
     file = SafetensorsFile.open(Path(folder) / WEIGHTS_NAME)
     modules = adaptable_modules(family, config, shapes)
-    of_head = head_names(family, config) if isinstance(config, ClassifierConfig) else {}
+    of_head = head_names(family, config) if isinstance(config, ClassifierConfig | ImageClassifierConfig) else {}
     found: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     copies: dict[str, Tensor] = {}
@@ -163,7 +163,8 @@ def read_summary(folder: str | Path) -> AdapterSummary:
     return AdapterSummary(
         base=f"{base}@{revision}" if base and revision else base or None,
         base_weights=file.metadata.get(BASE_WEIGHTS_KEY),
-        labels=_labels(file) if keys.get("task_type", str, None) == "SEQ_CLS" else (),
+        # PEFT knows a task for classes of texts and none for those of pictures.
+        labels=_labels(file) if keys.get("task_type", str, None) in ("SEQ_CLS", None) else (),
     )
 
 

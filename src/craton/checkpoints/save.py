@@ -16,7 +16,7 @@ from craton.checkpoints.pooling import MODES as POOLING_MODES
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
 from craton.modalities.image import FILE_NAME as PREPROCESSING_NAME
-from craton.modalities.image import ImagePreprocessing
+from craton.modalities.image import ImagePreprocessing, ImageSplitting
 from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, PoolingConfig
 
@@ -30,7 +30,7 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer | None = None,
     pooling: PoolingConfig | None = None,
-    preprocessing: ImagePreprocessing | None = None,
+    preprocessing: ImagePreprocessing | ImageSplitting | None = None,
 ) -> Path:
     """Write `model` to `folder` (made if it is not there) in Hugging Face's layout, under `family`'s names.
 
@@ -67,7 +67,7 @@ def write_folder(
     *,
     tokenizer: Tokenizer | None,
     pooling: PoolingConfig | None,
-    preprocessing: ImagePreprocessing | None = None,
+    preprocessing: ImagePreprocessing | ImageSplitting | None = None,
 ) -> Path:
     """Write tensors and a config.json under their published names, and what goes with them, to `folder`."""
     with disk_errors(f"make the folder {folder.name}", folder):
@@ -78,7 +78,7 @@ def write_folder(
     if pooling is not None:
         _save_pooling(pooling, config["hidden_size"], folder)
     if preprocessing is not None:
-        _save_json(folder / PREPROCESSING_NAME, preprocessing.to_hf())
+        save_preprocessing(preprocessing, folder)
     _save_json(folder / "config.json", config)
     return folder
 
@@ -96,6 +96,17 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         ids["eos_token_id"] = list(tokenizer.eos_ids)
     _save_json(folder / "generation_config.json", ids)
     return ids
+
+
+def save_preprocessing(preprocessing: ImagePreprocessing | ImageSplitting, folder: Path) -> None:
+    """Write how pictures are prepared to `folder`, which is there. Raises StoreError if it cannot be written."""
+    _save_json(folder / PREPROCESSING_NAME, preprocessing.to_hf())
+
+
+def copy_preprocessing(source: Path, folder: Path) -> None:
+    """Copy what says how pictures are prepared from one model's folder to another's, if it is there."""
+    if (source / PREPROCESSING_NAME).is_file():
+        replace_file(folder / PREPROCESSING_NAME, (source / PREPROCESSING_NAME).read_bytes())
 
 
 def _save_pooling(pooling: PoolingConfig, width: int, folder: Path) -> None:

@@ -44,6 +44,8 @@ for verb, group, line in (
     ("data", TRAINING, "Look at data before a run, and prepare it."),
     ("pretrain", TRAINING, "Train a model on text, from nothing or from another model."),
     ("pretrain-images", TRAINING, "Train a Vision Transformer on pictures, with labels or without."),
+    ("pretrain-pairs", TRAINING, "Train pictures and texts into one space, from pictures with captions."),
+    ("pretrain-speech", TRAINING, "Train a model that writes down speech, from recordings with their texts."),
     ("scaling", TRAINING, "Train a ladder of small models and foretell a larger one's loss."),
     ("finetune", TRAINING, "Teach a model a task: chats, classes, vectors, preferences."),
     ("merge", TRAINING, "Merge an adapter into its base model, or several models into one."),

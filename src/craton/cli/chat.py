@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, Activations, DType, Sampling, Speculate, Threads
 from craton.cli.terminal import load_talker, speed_line, stderr, write
-from craton.errors import CratonError
+from craton.errors import CratonError, UsageError
 from craton.inference.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = """\
   /system TEXT  set the system message (without TEXT: show it) and start again
   /reset        forget the conversation
+  /image FILE   show it a picture with your next message (a model that sees)
   /save FILE    write the conversation to a JSON file
   /help         this list
   /exit         leave (or Ctrl-D)
@@ -28,7 +29,11 @@ HELP = """\
 
 def chat(
     model: Annotated[str, Parameter(help="a name or a path")] = DEFAULT_CHAT_MODEL,
+    message: Annotated[str | None, Parameter(help="answer this and end (none: a conversation)")] = None,
     *,
+    image: Annotated[
+        tuple[Path, ...], Parameter(help="a picture for the first message; may be repeated", negative="")
+    ] = (),
     system: Annotated[str | None, Parameter(help="the system message")] = None,
     sampling: Sampling = DEFAULT_SAMPLING,
     dtype: DType = "auto",
@@ -36,13 +41,19 @@ def chat(
     activations: Activations = "auto",
     speculate: Speculate = "ngram",
 ) -> None:
-    """Talk with a model. Type /help inside for what can be done there."""
+    """Talk with a model, also about pictures if it sees. Type /help inside for what can be done there."""
     checked = sampling.settings()
     loaded = load_talker(model, dtype=dtype, threads=threads, activations=activations, speculate=speculate)
     loaded.render([{"role": "user", "content": "."}])  # a model that cannot chat says so now
+    conversation = Conversation(loaded, checked, system)
+    for file in image:
+        conversation.show(file)
+    if message is not None:
+        conversation.say(message)
+        return
     stderr.print("[dim]/help for help, Ctrl-D to leave[/]")
     _prepare_line_editing()
-    Conversation(loaded, checked, system).run()
+    conversation.run()
 
 
 class Conversation:
@@ -50,10 +61,11 @@ class Conversation:
 
     def __init__(self, model: Model, sampling: SamplingSettings, system: str | None) -> None:
         self.model, self.sampling, self.system = model, sampling, system
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[dict[str, Any]] = []
+        self.pictures: list[str] = []  # files that go with the next message
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """The whole conversation as the model sees it."""
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
 
@@ -69,9 +81,29 @@ class Conversation:
             else:
                 self.answer(line)
 
+    def show(self, file: Path) -> None:
+        """Add a picture to the next message. Raises UsageError for a model that does not see, or a file that is no
+        picture; FileFormatError for a damaged one."""
+        from craton.modalities.image import read_image
+
+        if not getattr(self.model, "sees", False):  # an application shows its model texts alone
+            raise UsageError(
+                f"{self.model.name} does not see pictures", where=str(file), remedy="take a model such as SmolVLM"
+            )
+        read_image(file)
+        self.pictures.append(str(file.expanduser()))
+
     def answer(self, text: str) -> None:
         """One turn. An answer that is stopped or fails leaves a conversation that can go on."""
-        self.turns.append({"role": "user", "content": text})
+        try:
+            self.say(text)
+        except CratonError as error:
+            stderr.print(f"[red]{stderr.escape(str(error))}[/]")
+
+    def say(self, text: str) -> None:
+        """One turn; one that fails is taken back. Raises what answering raises."""
+        shown = [{"type": "image", "image": file} for file in self.pictures]
+        self.turns.append({"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text})
         said = ""
         try:
             stream = self.model.chat(self.messages, stream=True, **self.sampling.model_dump())
@@ -83,10 +115,10 @@ class Conversation:
                 stderr.print(" [dim](stopped)[/]", end="")
             write("\n")
             stderr.print(f"[dim]{speed_line(stream.completion)}[/]")
-        except CratonError as error:
+        except CratonError:
             self.turns.pop()
-            stderr.print(f"[red]{stderr.escape(str(error))}[/]")
-            return
+            raise
+        self.pictures = []
         self.turns.append({"role": "assistant", "content": said})
 
     def command(self, line: str) -> None:
@@ -97,7 +129,17 @@ class Conversation:
             stderr.print(HELP, markup=False)
         elif verb == "/reset":
             self.turns.clear()
+            self.pictures = []
             stderr.print("[dim]forgotten[/]")
+        elif verb == "/image":
+            try:
+                self.show(Path(rest))
+            except CratonError as error:
+                stderr.print(f"[red]{stderr.escape(str(error))}[/]")
+            else:
+                count = len(self.pictures)
+                goes = "1 picture goes" if count == 1 else f"{count} pictures go"
+                stderr.print(f"[dim]{goes} with your next message[/]")
         elif verb == "/system":
             if rest:
                 self.system = rest

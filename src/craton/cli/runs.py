@@ -25,6 +25,8 @@ LOG_LINES: Final = 10
 RESUMERS: Final = {
     "pretrain": "craton.cli.pretrain",
     "pretrain-images": "craton.cli.pretrain_images",
+    "pretrain-pairs": "craton.cli.pretrain_pairs",
+    "pretrain-speech": "craton.cli.pretrain_speech",
     "finetune": "craton.cli.finetune",
     "distill": "craton.cli.distill",
     "compare": "craton.cli.compare",

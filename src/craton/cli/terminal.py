@@ -71,7 +71,7 @@ def load_model(name: str, *, dtype: str, threads: int | None, quiet: bool = Fals
 
 def load_seeing(name: str, *, dtype: str, threads: int | None, quiet: bool = False) -> ImageModel:
     """Load a model of pictures and say on standard error what was decided."""
-    from craton.inference.images import load_images
+    from craton.finetuning.loading import load_images
 
     model = load_images(name, dtype=dtype, threads=threads)  # type: ignore[arg-type]
     if not quiet:

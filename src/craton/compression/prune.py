@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.checkpoints.weights import QuantizedLinear
 from craton.compression.awq import relative_output_error
 from craton.compression.blocks import Inputs, Source, linear_names, plain_linear, weight_of
@@ -171,6 +171,8 @@ class _Pruner:
 
     def _write(self, folder: Path) -> Path:
         checkpoint = self.source.checkpoint
-        return save_checkpoint(
+        written = save_checkpoint(
             self.source.model, checkpoint.family, folder, tokenizer=checkpoint.tokenizer(), pooling=checkpoint.pooling
         )
+        copy_preprocessing(checkpoint.folder, written)
+        return written

@@ -18,6 +18,7 @@ from craton.checkpoints.compressed_tensors import save_quantized
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.gguf_export import GGUFKind, save_gguf
 from craton.checkpoints.int_weight import IntWeight
+from craton.checkpoints.save import copy_preprocessing
 from craton.checkpoints.weights import QuantizedLinear
 from craton.compression.allocation import allocate, measure_shifts
 from craton.compression.awq import fold_scales, quantize_awq, relative_output_error
@@ -358,7 +359,7 @@ class _Quantizer:
     def _write(self, folder: Path, quantized: Mapping[str, IntWeight]) -> Path:
         source, checkpoint = self.source, self.source.checkpoint
         if self.settings.format == "safetensors":
-            return save_quantized(
+            written = save_quantized(
                 source.model,
                 checkpoint.family,
                 folder,
@@ -367,6 +368,8 @@ class _Quantizer:
                 pooling=checkpoint.pooling,
                 activations=self.settings.act,
             )
+            copy_preprocessing(checkpoint.folder, written)
+            return written
         kind: GGUFKind = "BF16" if source.dtype == torch.bfloat16 else "F16"
         return save_gguf(
             source.model,

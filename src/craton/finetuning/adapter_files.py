@@ -16,10 +16,13 @@ from craton.errors import CheckpointError, UsageError
 from craton.finetuning.adapters import DEFAULT_ADAPTER
 from craton.finetuning.lora import LowRank, adapter_names, adapters_of, add_adapters, device_of, linear_layers
 from craton.finetuning.quantized_base import base_kind, dense_weight
-from craton.models import AnyModel, CausalLM, Classifier, Encoder
+from craton.models import AnyModel, CausalLM, Classifier, Encoder, ImageClassifier
 
 # What a model is trained for, in PEFT's words, where its class says so.
 Task = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
+
+# What has a head that is trained in full beside its adapter.
+Heads = Classifier | ImageClassifier
 
 TASKS: Mapping[type[nn.Module], Task] = {
     CausalLM: "CAUSAL_LM",
@@ -58,7 +61,7 @@ def check_saveable(model: AnyModel, family: Family, name: str = DEFAULT_ADAPTER)
 def _adapter(model: AnyModel, name: str, base: str | None = None, task: Task | None = None) -> PeftAdapter:
     parts = adapters_of(model, name)
     first = next(iter(parts.values()))
-    head = {key: tensor.detach() for key, tensor in model.head_parameters()} if isinstance(model, Classifier) else {}
+    head = {key: tensor.detach() for key, tensor in model.head_parameters()} if isinstance(model, Heads) else {}
     return PeftAdapter(
         updates={layer: _update(part) for layer, part in parts.items()},
         rslora=first.rslora,
@@ -88,14 +91,14 @@ def load_adapter(model: AnyModel, family: Family, folder: str | Path, name: str 
                 remedy="the adapter was trained on another base, or with a vocabulary of its own",
             )
     if adapter.head:
-        assert isinstance(model, Classifier)
+        assert isinstance(model, Heads)
         _check_head(model, adapter, Path(folder))
     add_adapters(model, name, list(adapter.updates), lambda layer, base: _low_rank(adapter, layer, base))
     model.load_state_dict(dict(adapter.head), strict=False)
     return adapter
 
 
-def _check_head(model: Classifier, adapter: PeftAdapter, folder: Path) -> None:
+def _check_head(model: Heads, adapter: PeftAdapter, folder: Path) -> None:
     if adapter_names(model):
         raise UsageError(
             "a classifier has one head, and it belongs to the adapter that is there already",

@@ -21,6 +21,7 @@ from craton.data.batch import Batch
 from craton.data.labels import LabelMap
 from craton.data.loader import ListSource, Loader
 from craton.errors import TrainingError, UsageError
+from craton.finetuning import pictures
 from craton.finetuning.adapter_files import check_saveable, save_adapter
 from craton.finetuning.examples import ExampleSet, read_examples
 from craton.finetuning.lora import apply_lora, disabled
@@ -28,9 +29,9 @@ from craton.finetuning.objectives.classification import Classification
 from craton.finetuning.objectives.contrastive import InfoNCE
 from craton.finetuning.objectives.preference import DPO, KTO, ORPO, ReferenceTable
 from craton.finetuning.quantized_base import quantize_base
-from craton.finetuning.settings import FinetuneSettings, Task
+from craton.finetuning.settings import KIND, FinetuneSettings, Task
 from craton.modalities.text import Tokenizer
-from craton.models import CausalLM, Classifier, Embedder, Encoder, PoolingConfig, TextModel
+from craton.models import CausalLM, Classifier, Embedder, Encoder, PoolingConfig, TextModel, TextModelConfig
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.manifest import Parent
@@ -45,7 +46,6 @@ from craton.training.ranks import Ranks, joined
 from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
 from craton.training.state import checkpoints
 
-KIND: Final = "finetune"
 FACTS_NAME: Final = "facts.json"
 LABELS_NAME: Final = "labels.json"
 
@@ -96,6 +96,10 @@ def finetune(
         raise UsageError("no data to train on", remedy="name files: craton finetune MODEL DATA...")
     with joined(settings.training.tensor_parallel) as ranks:
         checkpoint = Checkpoint.open(base.path)
+        if not isinstance(checkpoint.config, TextModelConfig):
+            return pictures.finetune(
+                model, base, checkpoint, sources, settings, provenance, hooks, ranks, dry_run=dry_run
+            )
         tokenizer = checkpoint.tokenizer()
         # Data that cannot be used is refused before there is a run.
         data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
@@ -128,6 +132,8 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
     with joined(settings.training.tensor_parallel) as ranks, at_work(run, ranks):
         base = find(model)
         checkpoint = Checkpoint.open(base.path)
+        if not isinstance(checkpoint.config, TextModelConfig):
+            return pictures.resume(run, base, checkpoint, sources, settings, hooks, ranks)
         tokenizer = checkpoint.tokenizer()
         data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
         facts = run.folder / FACTS_NAME

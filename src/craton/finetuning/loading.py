@@ -12,9 +12,11 @@ from craton.checkpoints.sources import SourceKind
 from craton.errors import UsageError
 from craton.finetuning.adapter_files import load_adapter
 from craton.finetuning.adapters import DEFAULT_ADAPTER
-from craton.finetuning.merge_files import find_base, quantize_as_trained
+from craton.finetuning.merge_files import find_base, quantize_as_trained, with_head
 from craton.finetuning.merging import merge_adapter
+from craton.inference import images
 from craton.inference import model as inference
+from craton.inference.images import ImageModel
 from craton.inference.model import Model
 from craton.inference.plan import DTypeChoice, fast_bfloat16
 from craton.models import AnyModel
@@ -62,5 +64,27 @@ def load(
     if dtype == "auto" and Checkpoint.open(parent.path).quantized_kinds():
         chosen = "bfloat16" if fast_bfloat16() else "float32"
     loaded = inference.load(parent.path, dtype=chosen, threads=threads, adapt=adapt, **engine)
+    loaded.name = str(name)
+    return loaded
+
+
+def load_images(
+    name: str | Path, *, dtype: DTypeChoice = "auto", threads: int | None = None, base: str | None = None
+) -> ImageModel:
+    """Load a model that sees (see `craton.inference.images.load_images`), or an adapter of one, which is merged into
+    its base in memory. base: the adapter's base, where its own word for it is not to be followed."""
+    found = find(str(name))
+    if found.kind is not SourceKind.ADAPTER and not (found.path / "adapter_config.json").is_file():
+        return images.load_images(name, dtype=dtype, threads=threads)
+    summary = read_summary(found.path)
+    parent = find_base(base or found.base or summary.base, found.path)
+
+    def adapt(module: AnyModel, family: Family) -> AnyModel:
+        module, family = with_head(module, family, summary.labels)
+        load_adapter(module, family, found.path)
+        merge_adapter(module, DEFAULT_ADAPTER)
+        return module
+
+    loaded = images.load_images(parent.path, dtype=dtype, threads=threads, adapt=adapt)
     loaded.name = str(name)
     return loaded

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from craton.errors import UnknownName, UsageError
 from craton.finetuning.adapters import DEFAULT_ADAPTER, LoraSettings, lora_scale, select_linears
 from craton.finetuning.quantized_base import dense_weight, is_linear, keep_blocks
-from craton.models import Classifier
+from craton.models import Classifier, ImageClassifier
 from craton.trunk import replace_linears
 
 
@@ -151,7 +151,7 @@ def add_adapters(model: nn.Module, name: str, layers: Iterable[str], make: Calla
         assert isinstance(module, LoraLinear)
         module.adapters[name] = make(layer, module.base)
     model.requires_grad_(False)
-    for _, parameter in model.head_parameters() if isinstance(model, Classifier) else ():
+    for _, parameter in model.head_parameters() if isinstance(model, Classifier | ImageClassifier) else ():
         parameter.requires_grad_(True)
     use_adapter(model, name)
 
@@ -226,6 +226,6 @@ def linear_layers(model: nn.Module) -> list[str]:
     """The names of the model's linear layers, whatever form they have. What lies within one is not listed, nor is a
     classifier's head, which is trained in full."""
     wrapped = tuple(f"{name}." for name in lora_layers(model))
-    head = model.config.head_modules if isinstance(model, Classifier) else ()
+    head = model.config.head_modules if isinstance(model, Classifier | ImageClassifier) else ()
     names = [name for name, module in model.named_modules() if is_linear(module) and name not in head]
     return [name for name in names if not name.startswith(wrapped)]

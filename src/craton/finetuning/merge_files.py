@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -17,6 +17,7 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families import classifier_family
 from craton.checkpoints.families.family import Family
+from craton.checkpoints.families.heads import published_pooling
 from craton.checkpoints.gguf_export import save_gguf
 from craton.checkpoints.peft_reader import AdapterSummary, read_summary
 from craton.checkpoints.save import save_checkpoint
@@ -26,7 +27,19 @@ from craton.finetuning.adapter_files import load_adapter
 from craton.finetuning.adapters import DEFAULT_ADAPTER
 from craton.finetuning.merging import MergeReport, merge_adapter, update_lost
 from craton.finetuning.quantized_base import QuantizedKind, quantize_base
-from craton.models import AnyModel, CausalLM, Classifier, Encoder
+from craton.modalities.image import read_preprocessing
+from craton.modalities.text import Tokenizer
+from craton.models import (
+    AnyModel,
+    CausalLM,
+    Classifier,
+    Encoder,
+    ImageClassifier,
+    ImageClassifierConfig,
+    TextModelConfig,
+    VisionConfig,
+    VisionTransformer,
+)
 from craton.store.artifacts import check_model_name, publish_model
 from craton.store.cards import model_card
 from craton.store.manifest import Parent
@@ -90,12 +103,16 @@ def merge_files(
     checkpoint = Checkpoint.open(parent.path)
     model, family = _assemble(checkpoint, summary)
     load_adapter(model, family, found.path)
-    tokenizer = checkpoint.tokenizer()
-    ids_T = torch.tensor(tokenizer.encode(PROBE)[: min(PROBE_TOKENS, checkpoint.text_config.context)])
-    adapted = probe(model, ids_T)
+    sees = not isinstance(checkpoint.config, TextModelConfig)
+    if sees and requantize:
+        raise UsageError("a model that sees is no GGUF file", remedy="merge into a folder or under a name")
+    tokenizer = None if sees else checkpoint.tokenizer()
+    preprocessing = read_preprocessing(checkpoint.folder) if sees else None
+    given = _probe_input(checkpoint, tokenizer)
+    adapted = probe(model, given)
     lost = update_lost(model, DEFAULT_ADAPTER, requantize) if requantize else None
     report = merge_adapter(model, DEFAULT_ADAPTER)
-    merged = probe(model, ids_T)
+    merged = probe(model, given)
     if relative_difference(merged, adapted) > SAME:
         raise _differs(merged, adapted, "the merged weights")
 
@@ -116,13 +133,16 @@ def merge_files(
 
     def write(target: Path) -> float:
         if requantize:
+            assert tokenizer is not None
             save_gguf(model, family, tokenizer, target, requantize, pooling=checkpoint.pooling)
         else:
-            save_checkpoint(model, family, target, tokenizer=tokenizer, pooling=checkpoint.pooling)
+            save_checkpoint(
+                model, family, target, tokenizer=tokenizer, pooling=checkpoint.pooling, preprocessing=preprocessing
+            )
             title = name or target.name
             card = model_card(run, name=title, licence=parent.licence, metrics={})
             replace_file(target / "README.md", card.encode())
-        again = probe(Checkpoint.open(target).load(torch.float32), ids_T)
+        again = probe(Checkpoint.open(target).load(torch.float32), given)
         if relative_difference(again, merged) > TOLERANCES[requantize]:
             raise _differs(again, merged, f"the model that was written to {target.name}")
         return relative_difference(again, adapted)
@@ -145,13 +165,24 @@ def merge_files(
 
 
 @torch.inference_mode()
-def probe(model: AnyModel, ids_T: Tensor) -> Tensor:
-    """What a model gives for these tokens: logits, a classifier's as well, or an encoder's vectors."""
+def probe(model: AnyModel, given: Tensor) -> Tensor:
+    """What a model gives for these tokens, or for these pixels: logits, a classifier's as well, or vectors."""
     model.eval()
-    positions_T = torch.arange(len(ids_T))
+    if isinstance(model, ImageClassifier | VisionTransformer):
+        return model(given)
+    ids_T, positions_T = given, torch.arange(len(given))
     if isinstance(model, Classifier):
         return model(ids_T, positions_T, torch.zeros_like(ids_T), [len(ids_T)])
     return model(ids_T, positions_T)
+
+
+def _probe_input(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Tensor:
+    """What base and merged model are compared by: a text, or noise of the size of a picture."""
+    if tokenizer is not None:
+        return torch.tensor(tokenizer.encode(PROBE)[: min(PROBE_TOKENS, checkpoint.text_config.context)])
+    config = checkpoint.config.backbone if isinstance(checkpoint.config, ImageClassifierConfig) else checkpoint.config
+    assert isinstance(config, VisionConfig)
+    return torch.randn(1, config.channels, *config.image, generator=torch.Generator().manual_seed(0))
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -197,9 +228,19 @@ def find_base(text: str | None, adapter: Path) -> store.StoredModel:
 def _assemble(checkpoint: Checkpoint, summary: AdapterSummary) -> tuple[AnyModel, Family]:
     """The base in fp32 as the adapter was trained on it: with a classifier's head, and with its 4-bit weights."""
     model, family = checkpoint.load(torch.float32), checkpoint.family
-    if summary.labels and isinstance(model, CausalLM | Encoder):
-        model, family = Classifier.over(model, summary.labels), classifier_family(family)
+    model, family = with_head(model, family, summary.labels)
     quantize_as_trained(model, summary)
+    return model, family
+
+
+def with_head(model: AnyModel, family: Family, labels: Sequence[str]) -> tuple[AnyModel, Family]:
+    """A model with a classifier's head for these classes, if there are any, and the family under which it is saved."""
+    if labels and isinstance(model, CausalLM | Encoder):
+        return Classifier.over(model, labels), classifier_family(family)
+    if labels and isinstance(model, VisionTransformer):
+        return ImageClassifier.over(model, labels, pooling=published_pooling(family)), classifier_family(family)
+    if labels and isinstance(model, ImageClassifier) and model.config.labels != tuple(labels):
+        return ImageClassifier.over(model.backbone, labels), family
     return model, family
 
 

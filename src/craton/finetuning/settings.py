@@ -11,6 +11,8 @@ from craton.config import Settings
 from craton.finetuning.adapters import LoraSettings
 from craton.training.settings import TrainingSettings
 
+KIND: Final = "finetune"  # of run
+
 Task = Literal["sft", "classify", "embed", "dpo", "orpo", "kto"]
 Method = Literal["full", "lora", "dora", "qlora"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ from craton.inference.memory import default_cache_bytes
 from craton.inference.native import has_tiles
 from craton.inference.native.step import NativeStep, build
 from craton.inference.output import TextOutput
+from craton.inference.pictures import PromptPicture, Sight
 from craton.inference.prefix_store import BLOCK, Kind
 from craton.inference.sampling import Sampler, log_probabilities
 from craton.inference.scheduling import STEP_COPIES, Line, next_pieces
@@ -28,7 +29,7 @@ from craton.inference.slots import Slots, blocks_of, common_length
 from craton.inference.speculation import MOST, Pace
 from craton.inference.streaming import StreamWindow, slide
 from craton.modalities.text import Tokenizer
-from craton.models import CausalLM
+from craton.models import CausalLM, ImageChat
 from craton.trunk import KVCache, TrunkConfig
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -50,7 +51,7 @@ class Request:
     choice: numbers the answers where several are asked for: each draws with its own seed, so that they differ. salt:
     requests of different salts share nothing of what was read. priority: the higher goes first, and may take the place
     of a lower one that runs, which later goes on where it was. deadline: in `time.monotonic()`'s seconds; from then on
-    the answer ends with DeadlineExceeded.
+    the answer ends with DeadlineExceeded. pictures: stand where the prompt has the image token (see `pictures`).
     """
 
     prompt: list[int]
@@ -59,6 +60,7 @@ class Request:
     salt: str = ""
     priority: int = 0
     deadline: float | None = None
+    pictures: Sequence[PromptPicture] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Generation:
         self.drafted_tokens = self.accepted_tokens = 0  # guesses at the answer, and those that were right
         self.ids = list(request.prompt)
         self.seen = self.ids if engine.stream is None else list(request.prompt)  # what a stream window has not dropped
+        self.sight = Sight(request.pictures)
         self._engine = engine
         self._sampler = Sampler(request.settings, request.prompt, seed)
         self._constraint = constraint
@@ -184,7 +187,7 @@ class Generation:
     def readable(self) -> list[int]:
         """What the slot holds and another text may share: of a window that has moved, nothing, because what it keeps
         was read behind what it dropped."""
-        return [] if self._moved else self.seen[: self._done]
+        return [] if self._moved else self.sight.names(self.seen[: self._done])
 
     @property
     def kind(self) -> Kind:
@@ -291,6 +294,9 @@ class Engine:
         """
         settings = request.settings
         vocab = self.model.config.vocab
+        if request.pictures and self.stream is not None:
+            raise UsageError("a window that moves does not keep pictures", remedy="load the model without one")
+        Sight(request.pictures).check(request.prompt, self.model)
         if not request.prompt:
             raise UsageError("the prompt is empty", remedy="give at least one token")
         bad = [i for i in (*request.prompt, *settings.logit_bias) if not 0 <= i < vocab]
@@ -427,12 +433,12 @@ class Engine:
         # what it has seen depends on where its pieces begin.
         if self.stream is not None and len(generation.seen) > self.stream.size:
             return []
-        return generation.seen[:-1]
+        return generation.sight.names(generation.seen[:-1])
 
     def _waits_for_a_reader(self, generation: Generation) -> bool:
         ids, kind = self._sharable(generation), generation.kind
         readers = [g for g in self._running if g._in_prompt and g.kind == kind and g.rank[0] <= generation.rank[0]]
-        coming = max((common_length(g.seen, ids) for g in readers), default=0)
+        coming = max((common_length(g.sight.names(g.seen), ids) for g in readers), default=0)
         worth = max(1, min(BLOCK, len(ids)))
         return coming >= worth and coming - self._slots.found(kind, ids) >= worth
 
@@ -493,13 +499,28 @@ class Engine:
             segments += [generation._slot] * len(new)
             ends.append(end)
             last_rows.append(len(ids) - 1 - len(generation._draft))
+        seen = None
+        if group[0].request.pictures and group[0]._in_prompt:  # a piece of a prompt is alone
+            if self._native_threads is not None:
+                torch.set_num_threads(self._native_threads)
+            seen = group[0].sight.between(self.model, group[0]._done, ends[0])
         if self._native_threads is not None:
             torch.set_num_threads(1 if max(positions) < SERIAL_CONTEXT else self._native_threads)
         complete = [(row, g) for row, g, end in zip(last_rows, group, ends, strict=True) if end == len(g.seen)]
         rows = [row + i for row, generation in complete for i in range(1 + len(generation._draft))]
         logits_RV = None
         prompt = group[0]._in_prompt
-        if self._step is not None and (not prompt or has_tiles() or len(rows) == len(ids)):
+        if seen is not None:  # the native step takes ids alone
+            assert isinstance(self.model, ImageChat)
+            hidden_TD = self.model.hidden(
+                torch.tensor(ids),
+                torch.tensor(positions),
+                torch.tensor(segments),
+                self.cache,
+                seen_T=seen[0],
+                seen_ND=seen[1],
+            )
+        elif self._step is not None and (not prompt or has_tiles() or len(rows) == len(ids)):
             # A prompt's numbers are bfloat16 to its last token: they do not depend on where its pieces end.
             parts = 0 if prompt and has_tiles() else None
             threads = self._native_threads or 1

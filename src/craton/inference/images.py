@@ -18,7 +18,7 @@ from craton.errors import ContextOverflow, UsageError
 from craton.inference import native
 from craton.inference.linears import prepare
 from craton.inference.plan import DTypeChoice, Plan, make_plan
-from craton.modalities.image import ImagePreprocessing, check_pixels, read_image, read_preprocessing
+from craton.modalities.image import FILE_NAME, ImagePreprocessing, check_pixels, read_image, read_preprocessing
 from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, DualEncoder, ImageClassifier, VisionTransformer
 from craton.store import find
@@ -258,9 +258,10 @@ def _read(picture: Picture) -> NDArray[np.uint8]:
 def sees(name: str | Path) -> bool:
     """Whether this is a model of pictures, for `load_images`. Raises what opening a model raises."""
     found = find(str(name))
-    if (found.path / "adapter_config.json").is_file() or not found.path.exists():
-        return False
-    return isinstance(Checkpoint.open(found.path).config, _configs())
+    if not (found.path / "adapter_config.json").is_file():
+        return isinstance(Checkpoint.open(found.path).config, _configs())
+    # What an adapter changes sees if it was trained with pictures.
+    return (found.path / FILE_NAME).is_file()
 
 
 def _configs() -> tuple[type, ...]:
@@ -274,12 +275,13 @@ def load_images(
     *,
     dtype: DTypeChoice = "auto",
     threads: int | None = None,
-    adapt: Callable[[AnyModel, Family], None] | None = None,
+    adapt: Callable[[AnyModel, Family], AnyModel] | None = None,
 ) -> ImageModel:
     """Load a model that sees (ViT, DINOv2, DINOv3, CLIP, SigLIP): a stored name, "hf:org/name" or a folder.
 
-    dtype, threads, adapt: see `craton.inference.model.load`. Raises UsageError for a model of texts, and what loading
-    raises.
+    dtype, threads: see `craton.inference.model.load`. adapt: gives the model to run, of the float32 one.
+
+    Raises UsageError for a model of texts, and what loading raises.
     """
     checkpoint = Checkpoint.open(find(str(name)).path)
     if not isinstance(checkpoint.config, _configs()):
@@ -295,9 +297,8 @@ def load_images(
     if adapt is None:
         module = checkpoint.load(plan.dtype, packed=plan.packed)
     else:
-        module = checkpoint.load(torch.float32)
-        adapt(module, checkpoint.family)
-        module.to(plan.dtype)
+        module = adapt(checkpoint.load(torch.float32), checkpoint.family)
+        module.to(plan.dtype).requires_grad_(False).eval()
     assert isinstance(module, VisionTransformer | ImageClassifier | DualEncoder)
     prepare(module, prepack=plan.prepack, tiles=plan.tiles, release=checkpoint.source.release, parts=plan.parts)
     return ImageModel(str(name), checkpoint, module, preprocessing, tokenizer, plan)

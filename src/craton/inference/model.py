@@ -22,6 +22,7 @@ from craton.inference import native
 from craton.inference.drafting import Drafter, ModelDrafter, NGramDrafter
 from craton.inference.engine import Engine, FinishReason, Generation, Request, Token
 from craton.inference.linears import prepare
+from craton.inference.pictures import PictureRenderer, Prompt, has_pictures
 from craton.inference.plan import DTypeChoice, Plan, make_plan
 from craton.inference.scoring import Pair, Score, Scorer, check_fits
 from craton.inference.settings import EngineSettings, SamplingSettings
@@ -31,7 +32,7 @@ from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.audio import SAMPLE_RATE, check_samples, read_audio
 from craton.modalities.text import Tokenizer
 from craton.modalities.text import render as render_chat
-from craton.models import AnyModel, CausalLM, ClassifierConfig, PoolingConfig, Seq2Seq, TextModel, pool
+from craton.models import AnyModel, CausalLM, ClassifierConfig, ImageChat, PoolingConfig, Seq2Seq, TextModel, pool
 from craton.store import find
 from craton.trunk.trunk import sequence_layout
 
@@ -125,6 +126,7 @@ class Model:
         self._engine: Engine | None = None
         self._scorer: Scorer | None = None
         self._transcriber: Transcriber | None = None
+        self._renderer: PictureRenderer | None = None
 
     @property
     def context(self) -> int:
@@ -176,7 +178,27 @@ class Model:
 
         Raises TemplateError if the model has no chat template, UsageError for malformed messages.
         """
-        return render_chat(messages, self.tokenizer, tools=tools, add_generation_prompt=True).ids
+        return self.prompt(messages, tools=tools).ids
+
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    ) -> Prompt:
+        """A conversation, ready for the assistant's answer, for `generate`: its token ids and its pictures.
+
+        A picture is a part {"type": "image", "image": a file, a file's bytes, or pixels [H, W, 3]} of a content list.
+        variables: of the chat template. Raises as `render` and `PictureRenderer.render` do, and UsageError for a
+        picture that is shown to a model that does not see.
+        """
+        if isinstance(self.module, ImageChat):
+            if self._renderer is None:
+                self._renderer = PictureRenderer(self.module.config, self.tokenizer, self.checkpoint.folder)
+            return self._renderer.render(messages, tools=tools, **variables)
+        if has_pictures(messages):
+            raise UsageError(
+                f"{self.name} does not see pictures", where="messages", remedy="take a model that does, such as SmolVLM"
+            )
+        rendered = render_chat(messages, self.tokenizer, tools=tools, add_generation_prompt=True, **variables)
+        return Prompt(rendered.ids, text=rendered.text)
 
     @overload
     def chat(
@@ -189,17 +211,22 @@ class Model:
     def chat(
         self, messages: Sequence[Message], *, stream: bool = False, tools: Any = None, **sampling: Any
     ) -> Completion | Stream:
-        """Answer a conversation: messages are {"role": ..., "content": ...}; `sampling` as in `SamplingSettings`."""
-        ids = self.render(messages, tools=tools)
-        return self.generate(ids, stream=True, **sampling) if stream else self.generate(ids, **sampling)
+        """Answer a conversation: messages are {"role": ..., "content": ...}; `sampling` as in `SamplingSettings`.
+
+        A model that sees takes pictures in its messages (see `prompt`).
+        """
+        prompt = self.prompt(messages, tools=tools)
+        return self.generate(prompt, stream=True, **sampling) if stream else self.generate(prompt, **sampling)
 
     @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **sampling: Any) -> Stream: ...
+    def generate(self, prompt: str | Sequence[int] | Prompt, *, stream: Literal[True], **sampling: Any) -> Stream: ...
     @overload
     def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **sampling: Any
+        self, prompt: str | Sequence[int] | Prompt, *, stream: Literal[False] = False, **sampling: Any
     ) -> Completion: ...
-    def generate(self, prompt: str | Sequence[int], *, stream: bool = False, **sampling: Any) -> Completion | Stream:
+    def generate(
+        self, prompt: str | Sequence[int] | Prompt, *, stream: bool = False, **sampling: Any
+    ) -> Completion | Stream:
         """Continue a text (or token ids). `sampling`: the fields of `SamplingSettings`, such as max_tokens=64.
 
         Raises ContextOverflow if prompt and answer do not fit the context, UsageError for wrong settings.
@@ -211,14 +238,17 @@ class Model:
             return Stream(self._submit(prompt, settings)[0])
         return next(self.generate_many([(prompt, settings)]))
 
-    def generate_many(self, requests: Iterable[tuple[str | Sequence[int], SamplingSettings]]) -> Iterator[Completion]:
+    def generate_many(
+        self, requests: Iterable[tuple[str | Sequence[int] | Prompt, SamplingSettings]]
+    ) -> Iterator[Completion]:
         """Continue many prompts, several at a time; completions come in the order of the requests."""
         for generations in [self._submit(prompt, settings) for prompt, settings in requests]:
             yield _completion([generation.wait() for generation in generations])
 
-    def _submit(self, prompt: str | Sequence[int], settings: SamplingSettings) -> list[Generation]:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        requests = [Request(ids, settings, choice) for choice in range(settings.n)]
+    def _submit(self, prompt: str | Sequence[int] | Prompt, settings: SamplingSettings) -> list[Generation]:
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt))
+        requests = [Request(prompt.ids, settings, choice, pictures=prompt.pictures) for choice in range(settings.n)]
         return [self.engine.submit(request) for request in requests]
 
     def score(self, pairs: Sequence[Pair]) -> list[Score]:
@@ -261,6 +291,11 @@ class Model:
                 remedy="give a context of at least one token",
             )
         return self.start_id
+
+    @property
+    def sees(self) -> bool:
+        """Whether its conversations may show it pictures."""
+        return isinstance(self.module, ImageChat)
 
     @property
     def hears(self) -> bool:

@@ -7,6 +7,7 @@ from craton.models.classifier import Classifier, ClassifierConfig
 from craton.models.dual_encoder import DualEncoder, DualEncoderConfig
 from craton.models.embedder import Embedder
 from craton.models.encoder import Encoder, EncoderConfig
+from craton.models.image_chat import ImageChat, ImageChatConfig
 from craton.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from craton.models.masked_lm import MaskedLM, MaskedLMConfig
 from craton.models.pooling import PoolingConfig, pool
@@ -30,6 +31,8 @@ __all__ = [
     "Embedder",
     "Encoder",
     "EncoderConfig",
+    "ImageChat",
+    "ImageChatConfig",
     "ImageClassifier",
     "ImageClassifierConfig",
     "MaskedLM",
@@ -51,6 +54,7 @@ def build(config: ModelConfig) -> AnyModel:
     """A model with freshly initialised weights (on the current default device; use `torch.device("meta")` for none)."""
     makers: dict[type[ModelConfig], Callable[..., AnyModel]] = {
         CausalLMConfig: CausalLM,
+        ImageChatConfig: ImageChat,
         EncoderConfig: Encoder,
         ClassifierConfig: Classifier,
         MaskedLMConfig: MaskedLM,

@@ -10,6 +10,7 @@ from typing import Any
 
 from craton.config import parse
 from craton.inference.engine import Request, Token
+from craton.inference.pictures import PromptPicture
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer
 from craton.serving.applications import prepare_application
@@ -18,6 +19,7 @@ from craton.serving.conversation import Chat, Prepared, prepare
 from craton.serving.errors import ApiError
 from craton.serving.models import Served
 from craton.serving.parsing import AnswerParser, Said
+from craton.serving.pictures import shows_pictures, with_pixels
 from craton.serving.worker import Answer, Piece
 
 
@@ -62,6 +64,11 @@ def settle_length(call: Call, sampling: Mapping[str, Any], room: int, default: i
 
 async def prepare_chat(call: Call, served: Served, chat: Chat) -> Prepared:
     """Render a conversation off the event loop: in the worker where an application must search, else in any thread."""
+    if shows_pictures(chat):
+        # Before anything is fetched or decoded.
+        if served.application is not None or not served.model.sees:
+            raise ApiError(400, f"{served.id} does not see pictures", param="messages", code="no_images")
+        chat = await asyncio.to_thread(with_pixels, chat, call.state.settings.pictures)
     if served.application is not None:
         application = served.application
         prepared = await call.state.worker.call(lambda: prepare_application(application, chat))
@@ -75,15 +82,22 @@ async def prepare_chat(call: Call, served: Served, chat: Chat) -> Prepared:
 
 
 @asynccontextmanager
-async def running(call: Call, served: Served, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]) -> Any:
-    """The answers to prompts, `n` for each, while they are written. Leaving cancels what has not ended."""
+async def running(
+    call: Call,
+    served: Served,
+    prompts: Sequence[Sequence[int]],
+    sampling: Mapping[str, Any],
+    pictures: Sequence[PromptPicture] = (),
+) -> Any:
+    """The answers to prompts, `n` for each, while they are written. Leaving cancels what has not ended. pictures: of
+    the only prompt."""
     settings = parse(SamplingSettings, sampling, where="the request")
     await call.state.forms.compile(settings, served.model.tokenizer)
     caller = call.caller
     answers = [
         call.state.worker.submit(
             served.engine,
-            Request(list(ids), settings, choice, caller.salt, caller.priority, call.deadline),
+            Request(list(ids), settings, choice, caller.salt, caller.priority, call.deadline, pictures),
             call.id,
         )
         for ids in prompts
@@ -102,7 +116,7 @@ async def running(call: Call, served: Served, prompts: Sequence[Sequence[int]], 
 async def answering(call: Call, served: Served, prepared: Prepared) -> Any:
     """The answers to a prepared conversation; one that was found at once is given in the same form."""
     if prepared.said is None:
-        async with running(call, served, [prepared.ids], prepared.sampling) as answers:
+        async with running(call, served, [prepared.ids], prepared.sampling, prepared.pictures) as answers:
             yield answers
         return
     answer = Answer(call.state.worker, 1)

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from craton.modalities.text import TEMPLATE_VARIABLES, render
+from craton.modalities.text import TEMPLATE_VARIABLES
 from craton.serving.errors import ApiError
 from craton.serving.models import Served
 from craton.serving.parsing import THINK, AnswerParser
 from craton.serving.tools import call_grammar, check_shown, template_source, writes_tags
 
 if TYPE_CHECKING:
+    from craton.inference.pictures import PromptPicture
     from craton.prompting.answering import Passage
 
 Message = dict[str, Any]
@@ -43,17 +44,18 @@ class Chat:
 @dataclass(frozen=True)
 class Prepared:
     """A prompt, how to continue it, how to read what comes (a parser for each answer), and the sources that an
-    application found. said: the answer, where it was found at once."""
+    application found. said: the answer, where it was found at once. pictures: whose tokens stand among the ids."""
 
     ids: list[int]
     sampling: dict[str, Any]
     parsers: tuple[AnswerParser, ...]
     sources: tuple[Passage, ...] = ()
     said: str | None = None
+    pictures: tuple[PromptPicture, ...] = ()
 
 
 def prepare(served: Served, chat: Chat) -> Prepared:
-    """Render a conversation and settle its form. Works on tokens alone, so it may run in any thread.
+    """Render a conversation and settle its form. Works on tokens and pixels alone, so it may run in any thread.
 
     Raises ApiError for what this model cannot do, and what rendering raises.
     """
@@ -70,21 +72,17 @@ def prepare(served: Served, chat: Chat) -> Prepared:
     if forced:
         sampling["grammar"] = _grammar(chat, tools, sampling, tags=tags)
     _check_variables(served, chat.variables)
-    rendered = render(
-        [_for_template(message, tokenizer.chat_template or "") for message in chat.messages],
-        tokenizer,
-        tools=list(tools) or None,
-        add_generation_prompt=True,
-        **chat.variables,
-    )
+    messages = [_for_template(message, tokenizer.chat_template or "") for message in chat.messages]
+    prompt = served.model.prompt(messages, tools=list(tools) or None, **chat.variables)
     shaped = any(key in sampling for key in ("json_schema", "regex", "choices", "grammar"))
     thinks = THINK in template_source(tokenizer, tools=bool(tools)) and not shaped
-    inside = thinks and rendered.text.rstrip().endswith(THINK)
+    inside = thinks and prompt.text.rstrip().endswith(THINK)
 
     def parser() -> AnswerParser:
         return AnswerParser(reasoning=thinks, inside=inside, calls=tags, bare_call=forced and not tags)
 
-    return Prepared(rendered.ids, sampling, tuple(parser() for _ in range(sampling.get("n", 1))))
+    parsers = tuple(parser() for _ in range(sampling.get("n", 1)))
+    return Prepared(prompt.ids, sampling, parsers, pictures=prompt.pictures)
 
 
 def _grammar(chat: Chat, tools: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any], *, tags: bool) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
 from craton.compression.quantize_settings import parse_bytes
 from craton.config import Settings
 from craton.errors import UsageError
+
+if TYPE_CHECKING:
+    from craton.serving.pictures import PicturePolicy
 
 
 class ServeSettings(Settings):
@@ -22,6 +25,12 @@ class ServeSettings(Settings):
     load: Literal["start", "use"] = Field("start", description="load models at the start, or each on its first use")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="the largest request body")
     max_upload_bytes: int = Field(25 << 20, ge=1024, description="the largest sound file, with its form around it")
+    image_urls: Literal["off", "https", "http"] = Field(
+        "off",
+        description="fetch pictures from public addresses that requests name: never, by https, or by http as well",
+    )
+    max_image_bytes: int = Field(20 << 20, ge=1024, description="the largest picture file")
+    max_images: int = Field(16, ge=1, description="pictures in one request")
     max_tokens: int = Field(8192, ge=1, description="the longest answer that may be asked for, in tokens")
     default_max_tokens: int = Field(1024, ge=1, description="the longest answer of a chat that asks for no length")
     max_choices: int = Field(16, ge=1, le=128, description="answers that one request may ask for")
@@ -48,6 +57,18 @@ class ServeSettings(Settings):
         if value is not None:
             parse_bytes(value)
         return value
+
+    @property
+    def pictures(self) -> PicturePolicy:
+        """What pictures a request may bring."""
+        from craton.serving.pictures import PicturePolicy  # numpy, which the command line does without
+
+        return PicturePolicy(
+            urls=self.image_urls != "off",
+            http=self.image_urls == "http",
+            most=self.max_images,
+            file_bytes=self.max_image_bytes,
+        )
 
     @property
     def memory_bytes(self) -> int | None:

@@ -6,6 +6,7 @@ interpolated to the picture's size.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from craton.checkpoints.families.decoder import layer_count, read_activation, write_activation
@@ -18,7 +19,7 @@ from craton.checkpoints.families.vision import (
     with_bias,
     write_pictures,
 )
-from craton.checkpoints.families.vit import ATTENTION_NAMES, layer_entries, read_layer_attention
+from craton.checkpoints.families.vit import ATTENTION_MODULES, ATTENTION_NAMES, layer_entries, read_layer_attention
 from craton.checkpoints.names import Entry, row_parts, same
 from craton.errors import CheckpointError
 from craton.models import ModelConfig, VisionConfig
@@ -124,9 +125,11 @@ def _layer(layer: LayerConfig, theirs: str, ours: str) -> list[Entry]:
 
 DINOV2 = Family(
     name="dinov2",
-    architectures=("Dinov2Model", "Dinov2WithRegistersModel"),
+    architectures=("Dinov2Model",),
     read_config=read_config,
     write_config=write_config,
     entries=entries,
     renames=((r"^dinov2(_with_registers)?\.", ""),),
+    modules=ATTENTION_MODULES,
 )
+WITH_REGISTERS = replace(DINOV2, name="dinov2_with_registers", architectures=("Dinov2WithRegistersModel",))

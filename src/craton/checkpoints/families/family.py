@@ -80,6 +80,8 @@ class Family:
     read_config / write_config: between its config.json and ours. entries: its tensor names, for one config.
     ignored: regular expressions of tensors that published files carry and nobody needs (old rotary buffers).
     renames: (regular expression, replacement) pairs that turn the older names of tensors into those of `entries`.
+    modules: such pairs from the path of a tensor's module in the files to its path in transformers' classes, where that
+    is another, as PEFT's files name it.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Family:
     entries: Callable[[ModelConfig], list[Entry]]
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
 
     def current_name(self, name: str) -> str:
         """The name in `entries` of a tensor that files may hold under an older one."""

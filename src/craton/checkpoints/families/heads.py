@@ -155,6 +155,7 @@ def _image_classifier(base: Family, architecture: str, prefix: str, pooling: Ima
         entries=entries,
         ignored=_ignored(base, prefix, r"pooler\..*"),
         renames=_renames(base, prefix, "classifier"),
+        modules=base.modules,
     )
 
 
@@ -239,13 +240,11 @@ CLASSIFIERS: Mapping[str, Family] = {
     "xlm_roberta": _classifier(roberta.XLM_ROBERTA, "XLMRobertaForSequenceClassification", ROBERTA_HEAD, "roberta."),
 }
 
-REGISTERS = replace(dinov2.DINOV2, name="dinov2_with_registers")
-
 IMAGE_CLASSIFIERS: Mapping[str, Family] = {
     "vit": _image_classifier(vit.VIT, "ViTForImageClassification", "vit.", "cls"),
     "dinov2": _image_classifier(dinov2.DINOV2, "Dinov2ForImageClassification", "dinov2.", "cls_mean"),
     "dinov2_with_registers": _image_classifier(
-        REGISTERS, "Dinov2WithRegistersForImageClassification", "dinov2_with_registers.", "cls_mean"
+        dinov2.WITH_REGISTERS, "Dinov2WithRegistersForImageClassification", "dinov2_with_registers.", "cls_mean"
     ),
 }
 
@@ -262,7 +261,12 @@ def classifier_family(base: Family) -> Family:
     return _of(base, {**CLASSIFIERS, **IMAGE_CLASSIFIERS}, "classification")
 
 
-def head_names(family: Family, config: ClassifierConfig) -> dict[str, str]:
+def published_pooling(base: Family) -> ImagePooling:
+    """What the published classifier over an encoder of `base` reads of it."""
+    return "cls_mean" if base.name.startswith("dinov2") else "cls"
+
+
+def head_names(family: Family, config: ClassifierConfig | ImageClassifierConfig) -> dict[str, str]:
     """Ours, by their names in `family`'s files, of the tensors that are the head's (see `ClassifierConfig`)."""
     names = [(entry.theirs[0], entry.ours[0]) for entry in family.entries(config) if len(entry.ours) == 1]
     return {theirs: ours for theirs, ours in names if ours.rpartition(".")[0] in config.head_modules}

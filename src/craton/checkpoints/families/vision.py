@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,7 @@ def patch_entries(theirs: str, ours: str, config: VisionConfig) -> list[Entry]:
     """The patch embedding: a convolution there, a linear layer here."""
     shape = (config.channels, config.patch, config.patch)
     weight = reshaped(f"{theirs}.weight", f"{ours}.weight", lambda t: t.flatten(1), lambda t: t.unflatten(1, shape))
+    weight = replace(weight, linear=False)
     return [weight, same(f"{theirs}.bias", f"{ours}.bias")] if config.patch_bias else [weight]
 
 

@@ -115,6 +115,13 @@ def entries(config: ModelConfig) -> list[Entry]:
     return found
 
 
+# Since transformers 5 the classes have other names than the files.
+ATTENTION_MODULES = (
+    (r"attention\.attention\.(q)uery$", r"attention.\1_proj"),
+    (r"attention\.attention\.([kv])(ey|alue)$", r"attention.\1_proj"),
+    (r"attention\.output\.dense$", "attention.o_proj"),
+)
+
 VIT = Family(
     name="vit",
     architectures=("ViTModel",),
@@ -122,4 +129,10 @@ VIT = Family(
     write_config=write_config,
     entries=entries,
     renames=((r"^vit\.", ""),),
+    modules=(
+        *ATTENTION_MODULES,
+        (r"^encoder\.layer\.", "layers."),
+        (r"intermediate\.dense$", "mlp.fc1"),
+        (r"(\d+)\.output\.dense$", r"\1.mlp.fc2"),
+    ),
 )

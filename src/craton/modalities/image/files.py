@@ -11,7 +11,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,13 +32,18 @@ SUFFIXES: Final = frozenset(
 # What Pillow's decoders raise for files that are not what they say.
 DAMAGE: Final = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, ZeroDivisionError,
-    OverflowError, NotImplementedError, struct.error, zlib.error,
+    OverflowError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 ORIENTATION: Final = 0x0112  # the EXIF tag
+# What turns upright what was stored under each of its values, by Pillow's names.
+TURNS: Final = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 
 Pixels = NDArray[np.uint8]
 
-_opening = threading.Lock()  # the filters of warnings belong to the whole process
+_warning = threading.Lock()  # the filters of warnings belong to the whole process
 
 
 class ImageLimits(Settings):
@@ -71,7 +76,7 @@ def read_alpha(source: str | Path | bytes, limits: ImageLimits = ImageLimits()) 
     with _opened(source, where, limits) as image:
         if not image.has_transparency_data:
             return None
-        return np.array(image.convert("RGBA").getchannel("A"))
+        return np.array(_to_rgba(image).getchannel("A"))
 
 
 def check_pixels(pixels: NDArray[Any]) -> Pixels:
@@ -127,9 +132,11 @@ def _opened(source: str | Path | bytes, where: str, limits: ImageLimits) -> Iter
                 raise UsageError("this is a folder, not a picture file", where=where)
             nbytes = path.stat().st_size
             _check(nbytes <= limits.file_bytes, f"{nbytes:,} bytes, where {limits.file_bytes:,} are read", where)
-            data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"the picture file cannot be read: {error.strerror}", where=where) from None
+            with path.open("rb") as file:  # a pipe or a device tells no length
+                data = file.read(limits.file_bytes + 1)
+    except (OSError, ValueError, RuntimeError) as error:  # the latter two: of names that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"the picture file cannot be read: {why}", where=where) from None
     _check(len(data) <= limits.file_bytes, f"{len(data):,} bytes, where {limits.file_bytes:,} are read", where)
     with _header(Image, data, where) as image:
         width, height = image.size
@@ -140,7 +147,8 @@ def _opened(source: str | Path | bytes, where: str, limits: ImageLimits) -> Iter
             where,
         )
         try:
-            image.load()
+            with _quiet() if image.format == "TIFF" else nullcontext():
+                image.load()
             upright = _turned(image)
         except (*DAMAGE, Image.DecompressionBombError, MemoryError) as error:
             raise FileFormatError(
@@ -149,11 +157,17 @@ def _opened(source: str | Path | bytes, where: str, limits: ImageLimits) -> Iter
         yield upright
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of sizes that we refuse, and of damage that it reports as an error too, or that touches no pixel."""
+    with _warning, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _header(Image: Any, data: bytes, where: str) -> Any:
     try:
-        # Pillow warns of sizes that we refuse, and of damage that it reports as an error as well.
-        with _opening, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()
             return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
@@ -168,16 +182,13 @@ def _header(Image: Any, data: bytes, where: str) -> Any:
 
 
 def _turned(image: Any) -> Any:
-    from PIL import Image, ImageOps
-
     try:
-        turned = image.getexif().get(ORIENTATION, 1) != 1
+        with _quiet():
+            orientation = image.getexif().get(ORIENTATION, 1)
     except DAMAGE:
         return image  # the EXIF data is damaged and says nothing; the pixels are whole
-    if not turned:
-        return image
-    upright = ImageOps.exif_transpose(image)
-    return image if upright is None else Image.Image.copy(upright)
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(_pillow().Transpose[turn])
 
 
 def _to_rgb(image: Any, where: str) -> Any:
@@ -190,16 +201,21 @@ def _to_rgb(image: Any, where: str) -> Any:
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _to_rgba(image)
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
+def _to_rgba(image: Any) -> Any:
+    # Pillow converts grey with premultiplied alpha to nothing else.
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
 def _to_bytes(values: NDArray[Any], mode: str, where: str) -> Pixels:
     """Grey of more than 8 bits: 16-bit numbers, or floating-point ones from 0 to 1 or to 255."""
+    _check(bool(np.isfinite(values).all()), "the picture holds values that are no numbers", where)
     numbers = values.astype(np.float64)
-    _check(bool(np.isfinite(numbers).all()), "the picture holds values that are no numbers", where)
     low, high = numbers.min(), numbers.max()
     whole = mode.startswith("I")
     most = 65535.0 if whole else 1.0 if high <= 1 else 255.0

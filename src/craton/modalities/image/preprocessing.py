@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from craton.config import Settings
 from craton.errors import CheckpointError, UsageError
@@ -23,6 +23,8 @@ CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 HALF: Final = (0.5, 0.5, 0.5)
+
+MOST_PIXELS: Final = 1 << 27  # of a picture that is resized
 
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 FILTERS: Final[tuple[Filter, ...]] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
@@ -63,7 +65,7 @@ class ImagePreprocessing(Settings):
     crop: tuple[PositiveInt, PositiveInt] | None = None
     rescale: PositiveFloat = 1 / 255
     mean: tuple[float, ...] = Field(default=HALF, min_length=1, max_length=3)
-    std: tuple[NonNegativeFloat, ...] = Field(default=HALF, min_length=1, max_length=3)
+    std: tuple[PositiveFloat, ...] = Field(default=HALF, min_length=1, max_length=3)
     floating: bool = False
     channels: Literal[1, 3] = 3
 
@@ -95,6 +97,11 @@ class ImagePreprocessing(Settings):
         if self.channels == 1:
             image = image.convert("L")
         width, height = self._target(image.width, image.height)
+        if width * height > MOST_PIXELS:  # a line of a few pixels' width becomes a band
+            raise UsageError(
+                f"a picture of {image.width:,} x {image.height:,} pixels would be resized to {width:,} x {height:,}",
+                remedy="crop it to a less extreme shape",
+            )
         resample = Image.Resampling[self.filter.upper()]
         if self.floating:
             values = np.asarray(image, np.float32) * np.float32(self.rescale)
@@ -142,7 +149,8 @@ class ImagePreprocessing(Settings):
     def to_hf(self) -> dict[str, Any]:
         """The `preprocessor_config.json` from which transformers prepares pictures in the same way."""
         values: dict[str, Any] = {
-            "image_processor_type": "DINOv3ViTImageProcessor" if self.floating else "CLIPImageProcessor",
+            # Fast: DINOv3's is known by that name alone to transformers 4, and by both to 5.
+            "image_processor_type": "DINOv3ViTImageProcessorFast" if self.floating else "CLIPImageProcessor",
             "do_resize": self.resize != "no",
             "resample": FILTERS.index(self.filter),
             "do_center_crop": self.crop is not None,
@@ -162,6 +170,11 @@ class ImagePreprocessing(Settings):
 
 def read_preprocessing(folder: Path) -> ImagePreprocessing:
     """What the files of a checkpoint say. Raises CheckpointError where they say nothing, or what is not known."""
+    return from_hf(*processor_values(folder))
+
+
+def processor_values(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """The `preprocessor_config.json` of a checkpoint, or what stands for it, and where it was found."""
     for name in (FILE_NAME, "processor_config.json"):
         path = folder / name
         if not path.is_file():
@@ -175,12 +188,20 @@ def read_preprocessing(folder: Path) -> ImagePreprocessing:
         if isinstance(values, dict) and (
             "image_mean" in values or "image_processor_type" in values or "size" in values
         ):
-            return from_hf(values, str(path))
+            return values, str(path)
     raise CheckpointError(
         "the checkpoint does not say how pictures are prepared for it",
         where=str(folder),
         remedy=f"fetch its {FILE_NAME} as well",
     )
+
+
+def processor_kind(values: Mapping[str, Any]) -> str:
+    """Which type of processor a file names, without the endings: "CLIP", "Idefics3"; "" where it names none."""
+    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    for ending in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
+        kind = kind.removesuffix(ending)
+    return kind
 
 
 def from_hf(values: Mapping[str, Any], where: str) -> ImagePreprocessing:
@@ -189,9 +210,7 @@ def from_hf(values: Mapping[str, Any], where: str) -> ImagePreprocessing:
     Raises CheckpointError for another type of processor, and for an option that is not known: pixels that are prepared
     in another way give other vectors.
     """
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
-    for ending in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
-        kind = kind.removesuffix(ending)
+    kind = processor_kind(values)
     if kind not in TYPES:
         raise CheckpointError(
             f"pictures are prepared by {kind or 'nobody'!r}, which is not known",
@@ -210,18 +229,25 @@ def from_hf(values: Mapping[str, Any], where: str) -> ImagePreprocessing:
     if options["do_center_crop"]:
         height, width = _sides(options.get("crop_size", options["size"]), where, "crop_size")
         crop = (height, width)
-    channels = 1 if len(_numbers(options, "image_mean", where)) == 1 else 3
     normal = options["do_normalize"]
+    mean, std = _numbers(options, "image_mean", where), _numbers(options, "image_std", where)
+    if len(mean) != len(std) or min(std) <= 0:
+        _no(where, "image_std")
+    resample, rescale = options["resample"], options["rescale_factor"]
+    if not isinstance(resample, int) or not 0 <= resample < len(FILTERS):
+        _no(where, "resample")
+    if not _is_number(rescale) or rescale <= 0:
+        _no(where, "rescale_factor")
     return ImagePreprocessing(
         size=size,
         resize=resize,
-        filter=FILTERS[options["resample"]] if options["resample"] in range(len(FILTERS)) else _no(where, "resample"),
+        filter=FILTERS[resample],
         crop=crop,
-        rescale=float(options["rescale_factor"]) if options["do_rescale"] else 1.0,
-        mean=_numbers(options, "image_mean", where) if normal else (0.0,) * channels,
-        std=_numbers(options, "image_std", where) if normal else (1.0,) * channels,
+        rescale=float(rescale) if options["do_rescale"] else 1.0,
+        mean=mean if normal else (0.0,) * len(mean),
+        std=std if normal else (1.0,) * len(std),
         floating=kind == "DINOv3ViT",
-        channels=1 if channels == 1 else 3,
+        channels=1 if len(mean) == 1 else 3,
     )
 
 
@@ -249,9 +275,13 @@ def _sides(value: Any, where: str, key: str) -> tuple[int, int]:
 def _numbers(options: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
     values = options[key]
     values = [values] * 3 if isinstance(values, int | float) else values
-    if len(values) not in (1, 3) or not all(isinstance(n, int | float) for n in values):
+    if not isinstance(values, list | tuple) or len(values) not in (1, 3) or not all(_is_number(n) for n in values):
         _no(where, key)
     return tuple(float(n) for n in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9  # NaN is not
 
 
 def _no(where: str, key: str) -> Any:

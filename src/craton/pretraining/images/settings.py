@@ -48,8 +48,14 @@ _LOOP: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 # What is usual for an objective where the user says nothing.
 USUAL: Final[Mapping[ImageObjective, Mapping[str, Any]]] = {
-    "classes": {"training": _LOOP, "augment": {"shift": 0.08, "flip": True, "erase": 0.25}},
-    "masked-pixels": {"training": {**_LOOP, "learning_rate": 1.5e-3}, "augment": {"crop": 0.5, "flip": True}},
+    "classes": {
+        "training": {**_LOOP, "optimiser": "muon", "learning_rate": 3e-3},
+        "augment": {"shift": 0.08, "flip": True, "erase": 0.25},
+    },
+    "masked-pixels": {
+        "training": {**_LOOP, "optimiser": "muon", "learning_rate": 3e-3},
+        "augment": {"shift": 0.05, "flip": True},
+    },
     "self-distillation": {
         "training": {**_LOOP, "learning_rate": 5e-4},
         "augment": {"crop": 0.3, "flip": True, "colour": 0.4, "erase": 0.25},

@@ -21,6 +21,8 @@ from craton.serving.schemas.messages import (
     AnyChoice,
     ConversationFields,
     CountTokensRequest,
+    ImageBlock,
+    ImageBytes,
     MessagesRequest,
     TextBlock,
     ThinkingBlock,
@@ -111,9 +113,11 @@ def _turn(role: str, content: Any) -> list[Message]:
         return [{"role": role, "content": content}]
     found: list[Message] = []
     said: Message = {"role": role, "content": ""}
+    if any(isinstance(block, ImageBlock) for block in content):
+        said["content"] = [_part(block) for block in content if isinstance(block, TextBlock | ImageBlock)]
     for block in content:
         match block:
-            case TextBlock():
+            case TextBlock() if isinstance(said["content"], str):
                 said["content"] += block.text
             case ThinkingBlock():
                 said["reasoning_content"] = said.get("reasoning_content", "") + block.thinking
@@ -127,6 +131,15 @@ def _turn(role: str, content: Any) -> list[Message]:
     if said["content"] or "tool_calls" in said or not found:
         found.append(said)
     return found
+
+
+def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
+    """A part of a content list in OpenAI's form."""
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    source = block.source
+    url = f"data:{source.media_type};base64,{source.data}" if isinstance(source, ImageBytes) else source.url
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _head(call: Call, body: MessagesRequest) -> dict[str, Any]:

@@ -12,13 +12,31 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class TextPart(Body):
-    """A part of a message's content: only text is read."""
+    """A part of a message's content that is text."""
 
     type: Literal["text"]
     text: str
 
 
 Content = str | list[TextPart]
+
+
+class ImageUrl(Body):
+    """Where a picture is: a data URL, or an address where the server fetches them. detail: what is seen of a picture is
+    the model's to say."""
+
+    url: Annotated[str, Field(min_length=1)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Body):
+    """A part of a user's message that is a picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+UserContent = str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class CalledFunction(Body):
@@ -48,7 +66,7 @@ class UserMessage(Body):
     """What the user says."""
 
     role: Literal["user"]
-    content: Content
+    content: UserContent
     name: Name | None = None
 
 

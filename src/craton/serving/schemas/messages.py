@@ -26,6 +26,29 @@ class TextBlock(Body):
     citations: None = None
 
 
+class ImageBytes(Body):
+    """A picture's file in base64."""
+
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: Annotated[str, Field(min_length=1)]
+
+
+class ImageAddress(Body):
+    """Where a picture is, for servers that fetch them."""
+
+    type: Literal["url"]
+    url: Annotated[str, Field(min_length=1)]
+
+
+class ImageBlock(Body):
+    """A picture."""
+
+    type: Literal["image"]
+    source: Annotated[ImageBytes | ImageAddress, Field(discriminator="type")]
+    cache_control: CacheControl | None = None
+
+
 class ThinkingBlock(Body):
     """Reasoning that the model wrote before."""
 
@@ -54,7 +77,7 @@ class ToolResultBlock(Body):
     cache_control: CacheControl | None = None
 
 
-UserBlock = Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")]
+UserBlock = Annotated[TextBlock | ImageBlock | ToolResultBlock, Field(discriminator="type")]
 AssistantBlock = Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Field(discriminator="type")]
 
 

@@ -1,0 +1,1 @@
+"""Training pictures and texts into one space, by contrast."""

@@ -1,0 +1,44 @@
+"""What `craton pretrain-pairs` may be told, and what is usual for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import Field, PositiveInt
+
+from craton.config import Settings
+from craton.data.picture_batches import AugmentSettings
+from craton.training.settings import TrainingSettings
+
+
+class PairPretrainSettings(Settings):
+    """A training run on pictures with captions: from nothing (`size`) or from a model of both (`model`)."""
+
+    loss: Literal["softmax", "sigmoid"] | None = Field(
+        default=None, description="softmax: CLIP's; sigmoid: SigLIP's (none: softmax, or what the model began with)"
+    )
+    size: str = Field(default="2m", description="parameters of a fresh model, both sides together")
+    model: str | None = Field(default=None, description="go on with this CLIP or SigLIP instead of a fresh model")
+    image_size: PositiveInt = Field(default=64, description="side of a picture in pixels, for a fresh model")
+    patch: PositiveInt = Field(default=8, description="side of a patch in pixels, for a fresh model")
+    vocab: PositiveInt = Field(default=4096, description="tokens of a fresh model's tokeniser, at most")
+    context: int = Field(default=32, ge=3, description="longest caption in tokens, for a fresh model; others are cut")
+    evaluation: tuple[str, ...] = Field(default=(), description="held-out pairs, in the form of the training data")
+    holdout: float = Field(
+        default=0.05, ge=0, le=0.5, description="without evaluation data: share of the pairs kept apart for it"
+    )
+    name: str | None = Field(default=None, description="the name in the store (none: pairs-LOSS)")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard event files into the run's folder")
+    augment: AugmentSettings = Field(default=AugmentSettings(), description="How training changes a picture.")
+    training: TrainingSettings = Field(default=TrainingSettings(), description="The loop.")
+
+
+# Where the user says nothing. No mirror: captions say left and right, and letters have a side.
+USUAL: Final[Mapping[str, Any]] = {
+    "training": {
+        "batch": 256, "epochs": 30.0, "learning_rate": 1e-3, "weight_decay": 0.1, "beta2": 0.98,
+        "warmup": 0.1, "decay": 0.5, "final_rate": 0.0,
+    },
+    "augment": {"crop": 0.6, "colour": 0.2},
+}  # fmt: skip
