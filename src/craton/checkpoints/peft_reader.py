@@ -163,9 +163,13 @@ def read_summary(folder: str | Path) -> AdapterSummary:
     return AdapterSummary(
         base=f"{base}@{revision}" if base and revision else base or None,
         base_weights=file.metadata.get(BASE_WEIGHTS_KEY),
-        # PEFT knows a task for classes of texts and none for those of pictures.
-        labels=_labels(file) if keys.get("task_type", str, None) in ("SEQ_CLS", None) else (),
+        labels=_labels(file) if keys.get("task_type", str, None) == "SEQ_CLS" or _has_head(file) else (),
     )
+
+
+def _has_head(file: SafetensorsFile) -> bool:
+    # PEFT knows a task for classes of texts and none for those of pictures.
+    return LABELS_KEY in file.metadata or any(name.removeprefix(PREFIX) in _LAST_LAYERS for name in file.tensors)
 
 
 def _labels(file: SafetensorsFile) -> tuple[str, ...]:
