@@ -158,7 +158,7 @@ class TestLoader:
         assert torch.allclose(other.pixels_BCHW[place], first[0], atol=1e-6)
 
     def test_what_is_measured_is_not_changed(self):
-        batches = loader(some()).all(5)
+        batches = loader(some(), micro=5).all()
         assert [len(batch.labels_B) for batch in batches] == [5, 5, 2]
         pixels = torch.cat([batch.pixels_BCHW for batch in batches])
         expected = torch.from_numpy(some().pixels).permute(0, 3, 1, 2).float() / 255

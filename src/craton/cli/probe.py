@@ -11,7 +11,7 @@ from craton.cli.terminal import load_seeing, print_json, status, stdout
 from craton.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -38,7 +38,6 @@ def probe(
         raise UsageError("there is nothing to learn from", remedy="craton probe MODEL TRAINING --evaluation TEST")
     if neighbours < 1:
         raise UsageError(f"--neighbours is 1 or more, not {neighbours}")
-    import torch
 
     from craton.data.pictures import read_pictures
     from craton.evaluation.probes import Method, Probe
@@ -49,12 +48,17 @@ def probe(
     size = (shape.crop or shape.size)[0]
     methods: tuple[Method, ...] = ("linear", "knn") if method == "both" else (method,)
     with status(quiet=json) as say:
-        train = read_pictures(data, size=size, channels=shape.channels, on_progress=say)
-        test = read_pictures(evaluation, size=size, channels=shape.channels, names=train.names, on_progress=say)
+
+        def read(sources: Sequence[str], names: Sequence[str] = ()) -> PictureSet:
+            return read_pictures(sources, size=size, channels=shape.channels, names=names, shape=shape, on_progress=say)
+
+        train = read(data)
+        test = read(evaluation, train.names)
+        loaded.preprocessing = shape.as_they_are()
         if train.labels is None or test.labels is None:
             raise UsageError("these pictures have no classes", remedy="put each class into a folder of its own")
         vectors = [_vectors(loaded, pictures, say) for pictures in (train, test)]
-        pixels = [torch.from_numpy(part.pixels.reshape(len(part), -1)).float() for part in (train, test)]
+        pixels = [_pixels(part) for part in (train, test)]
         found: list[tuple[str, Probe]] = []
         for what, (learnt, guessed) in ((loaded.name, vectors), ("raw pixels", pixels)):
             for one in methods:
@@ -80,6 +84,19 @@ def probe(
     stdout.print(table)
     counts = f"{len(train):,} pictures to learn from, {len(test):,} to guess, {len(train.names)} classes"
     stdout.print(f"[dim]{counts}; always the most frequent one: {found[0][1].chance:.1%}[/]")
+
+
+def _pixels(pictures: PictureSet) -> Tensor:
+    """Raw pixels as vectors, of at most 32 x 32 of them: more would fill the memory and say little more."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    parts = []
+    for start in range(0, len(pictures), 1024):
+        some = torch.from_numpy(pictures.pixels[start : start + 1024]).permute(0, 3, 1, 2).float()
+        height, width = some.shape[2:]
+        parts.append(adaptive_avg_pool2d(some, (min(32, height), min(32, width))).flatten(1))
+    return torch.cat(parts)
 
 
 def _vectors(loaded: ImageModel, pictures: PictureSet, say: Callable[[str], None]) -> Tensor:

@@ -31,10 +31,12 @@ def search(
     from craton.retrieval.pictures import open_pictures
 
     loaded = load_seeing(model, dtype=dtype, threads=threads, quiet=json)
+    # What cannot be looked for is refused before the folder is read.
+    sought = loaded.embed_images([like]) if like is not None else loaded.embed(text or "")
     index = open_pictures(folder, loaded)
     with status(quiet=json) as say:
         report = index.sync(lambda done, total: say(f"{done} of {total} new pictures read"))
-    hits = index.search(text or like or "", top, text=like is None)
+    hits = index.search(sought[0].numpy(), top)
     if json:
         print_json(
             {

@@ -156,6 +156,10 @@ def _check(audio: Sequence[str], format: str, out: Path | None) -> None:
     if out is not None and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two files would be written as {twice}.{format}", where=str(out), remedy="rename one of them")
+    there = [Path(out) / f"{name}.{format}" for name in names] if out is not None else []
+    taken = next((path for path in there if path.exists()), None)
+    if taken is not None:
+        raise UsageError(f"{taken} exists already", remedy="name another folder, or remove it first")
     for name in audio:
         # Before the model is loaded: a typing error should not cost seconds.
         if not Path(name).expanduser().is_file():

@@ -37,7 +37,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 head = file.read(4)
                 if len(head) < 4 or head[:2] != b"\0\0" or head[2] != BYTES or not 1 <= head[3] <= 4:
                     raise FileFormatError("this is no IDX file of unsigned bytes", where=str(path))
-                shape = tuple(np.frombuffer(file.read(4 * head[3]), ">u4").astype(int).tolist())
+                sizes = file.read(4 * head[3])
+                shape = tuple(np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").astype(int).tolist())
                 size = int(np.prod(shape, dtype=object))
                 if len(shape) != head[3] or not 0 < size <= MOST:
                     raise FileFormatError(f"an array of the shape {list(shape)} is not read", where=str(path))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -143,10 +143,10 @@ class PictureLoader:
             tuple(self.texts[i] for i in indices) if self.texts is not None else (),
         )
 
-    def all(self, most: int = 256) -> list[PictureBatch]:
-        """This rank's share of all pictures, in order, in batches of at most `most`: for measuring."""
-        mine = np.arange(self.rank, len(self.pictures), self.world)
-        return [self.make(mine[start : start + most]) for start in range(0, len(mine), most)]
+    def all(self, most: int | None = None) -> Sequence[PictureBatch]:
+        """This rank's share of all pictures, in order, for measuring: batches of at most `most` (none: `micro`), made
+        when they are asked for. Every rank has as many."""
+        return _Share(self, most or self.micro)
 
     def _make_order(self, epoch: int) -> Indices:
         count = len(self.pictures)
@@ -162,6 +162,22 @@ class PictureLoader:
         # What a rank runs beside others that still have pictures: one without a label and without a number.
         batch = self.make(np.zeros(1, np.int64))
         return replace(batch, labels_B=torch.full((1,), -1), indices_B=torch.full((1,), -1))
+
+
+class _Share(Sequence[PictureBatch]):
+    def __init__(self, loader: PictureLoader, most: int) -> None:
+        self._loader, self._most = loader, most
+        self._indices = np.arange(loader.rank, len(loader.pictures), loader.world)
+
+    def __len__(self) -> int:
+        each = -(-len(self._loader.pictures) // self._loader.world)  # of the rank that has most
+        return -(-each // self._most)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        mine = self._indices[number * self._most : (number + 1) * self._most]
+        return self._loader.make(mine) if len(mine) else self._loader._nothing()
 
 
 def augmented(pixels_BCHW: Tensor, draws: NDArray[np.float32], how: AugmentSettings) -> Tensor:

@@ -75,6 +75,8 @@ def read_pictures(
     size: int,
     channels: Literal[1, 3] = 3,
     names: Sequence[str] = (),
+    shape: ImagePreprocessing | None = None,
+    labelled: bool = True,
     on_progress: Callable[[str], None] = lambda doing: None,
 ) -> PictureSet:
     """Every picture of `sources`, its shorter side resized to `size` and the middle square of it.
@@ -82,12 +84,15 @@ def read_pictures(
     A source is a folder whose subfolders are classes, a folder of pictures, an IDX file of pictures (its labels are
     taken from the file beside it), or a table (.jsonl, .csv ...) of records {"image": PATH, "label": ..., "caption":
     ...} whose paths are relative to it. Either all pictures have a label or none has; so for captions. names: the
-    classes, where they are known already.
+    classes, where they are known already. shape: how a model prepares pictures, where it is to see them as it will
+    later. labelled: false to pay no heed to labels.
 
     Raises UsageError for what is not there or too large, DataError for classes that do not fit, FileFormatError for
     files that are no pictures.
     """
-    shape = ImagePreprocessing.square(size, channels=channels)
+    shape = shape or ImagePreprocessing.square(size, channels=channels)
+    if shape.floating:
+        raise UsageError("pictures for this model are prepared in floating point", remedy="take a ViT or a DINOv2")
     pixels: list[NDArray[np.uint8]] = []
     labels: list[str | None] = []
     captions: list[str | None] = []
@@ -101,7 +106,7 @@ def read_pictures(
                     remedy="take fewer, or a smaller --image-size",
                 )
             pixels.append(_squared(found.pixels, shape))
-            labels.append(found.label)
+            labels.append(found.label if labelled else None)
             captions.append(found.caption)
             origins.append(found.origin)
             if len(pixels) % REPORT_EVERY == 0:
@@ -164,7 +169,10 @@ def _read_table(path: Path) -> Iterator[_Found]:
         if not (caption is None or isinstance(caption, str)):
             raise DataError("a caption is a text", where=record.origin)
         yield _Found(
-            read_image(path.parent / image), None if label is None else str(label), caption or None, record.origin
+            read_image(path.parent / image),
+            None if label is None or label == "" else str(label),
+            caption or None,
+            record.origin,
         )
 
 

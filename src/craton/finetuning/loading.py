@@ -86,5 +86,5 @@ def load_images(
         return module
 
     loaded = images.load_images(parent.path, dtype=dtype, threads=threads, adapt=adapt)
-    loaded.name = str(name)
+    loaded.name, loaded.weights = str(name), (parent.path, found.path)
     return loaded

@@ -119,7 +119,12 @@ def _read(
 
     def read(some: Sequence[str], names: Sequence[str]) -> PictureSet:
         return read_pictures(
-            some, size=height, channels=preprocessing.channels, names=names, on_progress=hooks.on_progress
+            some,
+            size=height,
+            channels=preprocessing.channels,
+            names=names,
+            shape=preprocessing,
+            on_progress=hooks.on_progress,
         )
 
     pictures = read(sources, ())
@@ -172,7 +177,7 @@ def _job(
         training,
         dtype=dtype,
         ranks=ranks,
-        held_out=loader(held_out, None).all(training.batch) if len(held_out) else [],
+        held_out=loader(held_out, None).all() if len(held_out) else [],
         folder=folder,
     )
     return Job(

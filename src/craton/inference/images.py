@@ -20,7 +20,15 @@ from craton.inference.linears import prepare
 from craton.inference.plan import DTypeChoice, Plan, make_plan
 from craton.modalities.image import FILE_NAME, ImagePreprocessing, check_pixels, read_image, read_preprocessing
 from craton.modalities.text import Tokenizer
-from craton.models import AnyModel, DualEncoder, ImageClassifier, VisionTransformer
+from craton.models import (
+    AnyModel,
+    DualEncoder,
+    DualEncoderConfig,
+    ImageClassifier,
+    ImageClassifierConfig,
+    VisionConfig,
+    VisionTransformer,
+)
 from craton.store import find
 
 TOKENS: Final = 4096  # patches that are read at once
@@ -38,6 +46,8 @@ TEMPLATES: Final = (
     "a blurry photo of a {}.",
     "a {} on a plain background.",
 )
+
+SeeingConfig = VisionConfig | ImageClassifierConfig | DualEncoderConfig
 
 Picture = str | Path | bytes | NDArray[Any]
 """A file, a file's bytes, or pixels [H, W, 3] (0..255)."""
@@ -72,6 +82,16 @@ class ImageModel:
     ) -> None:
         self.name, self.checkpoint, self.module, self.plan = name, checkpoint, module, plan
         self.preprocessing, self.tokenizer = preprocessing, tokenizer
+        self.weights: tuple[Path, ...] = (checkpoint.path,)  # where they come from: a base, and what was merged into it
+
+    @property
+    def identity(self) -> str:
+        """Another one for other weights: their files, with sizes and times of change."""
+        found = []
+        for place in self.weights:
+            files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+            found += [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+        return "\n".join(found)
 
     @property
     def vision(self) -> VisionTransformer:
@@ -133,8 +153,11 @@ class ImageModel:
 
         Raises UsageError for labels that a trained head does not know, and for a model that has neither.
         """
+        if labels is not None and (
+            not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels)
+        ):
+            raise UsageError("labels are different words, at least one", where=", ".join(labels) or "no label")
         if isinstance(self.module, ImageClassifier):
-            scores = self._trained(pictures)
             names: Sequence[str] = self.module.config.labels
             if labels is not None:
                 unknown = [label for label in labels if label not in names]
@@ -143,8 +166,9 @@ class ImageModel:
                         f"{self.name} was trained for other classes than {unknown[0]!r}",
                         remedy=f"its classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
                     )
-                chosen = [names.index(label) for label in labels]
-                scores, names = scores[:, chosen], labels
+            scores = self._trained(pictures)
+            if labels is not None:
+                scores, names = scores[:, [names.index(label) for label in labels]], labels
             scores = scores.softmax(-1)
         else:
             if labels is None:
@@ -169,7 +193,7 @@ class ImageModel:
         vision = self.vision
         count, norm = len(vision.config.trunk.layers), vision.trunk.final_norm
         wanted = [layer + count if layer < 0 else layer for layer in (layers if layers is not None else [-1])]
-        for layer, number in zip(layers or [-1], wanted, strict=True):
+        for layer, number in zip(layers if layers is not None else [-1], wanted, strict=True):
             if not 0 <= number < count:
                 raise UsageError(
                     f"there is no layer {layer}", where=self.name, remedy=f"it has {count}: 0 to {count - 1}"
@@ -210,8 +234,6 @@ class ImageModel:
     @torch.inference_mode()
     def _zero_shot(self, pictures: Sequence[Picture], labels: Sequence[str], templates: Sequence[str]) -> Tensor:
         module = self._dual()
-        if not labels or len(set(labels)) < len(labels) or not all(label.strip() for label in labels):
-            raise UsageError("labels are different words, at least one", where=", ".join(labels) or "no label")
         bad = [template for template in templates if template.count("{}") != 1]
         if bad or not templates:
             raise UsageError("a template holds {} once, where the label stands", where=bad[0] if bad else "no template")
@@ -259,15 +281,9 @@ def sees(name: str | Path) -> bool:
     """Whether this is a model of pictures, for `load_images`. Raises what opening a model raises."""
     found = find(str(name))
     if not (found.path / "adapter_config.json").is_file():
-        return isinstance(Checkpoint.open(found.path).config, _configs())
+        return isinstance(Checkpoint.open(found.path).config, SeeingConfig)
     # What an adapter changes sees if it was trained with pictures.
     return (found.path / FILE_NAME).is_file()
-
-
-def _configs() -> tuple[type, ...]:
-    from craton.models import DualEncoderConfig, ImageClassifierConfig, VisionConfig
-
-    return DualEncoderConfig, ImageClassifierConfig, VisionConfig
 
 
 def load_images(
@@ -284,7 +300,7 @@ def load_images(
     Raises UsageError for a model of texts, and what loading raises.
     """
     checkpoint = Checkpoint.open(find(str(name)).path)
-    if not isinstance(checkpoint.config, _configs()):
+    if not isinstance(checkpoint.config, SeeingConfig):
         raise UsageError(
             f"{name} sees nothing: {checkpoint.hf['architectures'][0]} is a model of texts or of sound",
             remedy="take a model of pictures: ViT, DINOv2, DINOv3, CLIP or SigLIP",
@@ -293,12 +309,15 @@ def load_images(
     plan = make_plan(checkpoint, dtype, threads)
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)
-    tokenizer = checkpoint.tokenizer() if isinstance(checkpoint.config, _configs()[0]) else None
+    tokenizer = checkpoint.tokenizer() if isinstance(checkpoint.config, DualEncoderConfig) else None
     if adapt is None:
         module = checkpoint.load(plan.dtype, packed=plan.packed)
     else:
         module = adapt(checkpoint.load(torch.float32), checkpoint.family)
         module.to(plan.dtype).requires_grad_(False).eval()
     assert isinstance(module, VisionTransformer | ImageClassifier | DualEncoder)
+    if isinstance(module, DualEncoder) and module.config.pad is not None and tokenizer and tokenizer.pad_id is not None:
+        # Texts are filled up by the tokeniser's own token, whatever the config's default says.
+        module.config = module.config.model_copy(update={"pad": tokenizer.pad_id})
     prepare(module, prepack=plan.prepack, tiles=plan.tiles, release=checkpoint.source.release, parts=plan.parts)
     return ImageModel(str(name), checkpoint, module, preprocessing, tokenizer, plan)

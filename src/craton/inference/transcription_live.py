@@ -124,7 +124,8 @@ class LiveTranscriber:
         """The words that are not settled, their times in seconds of the whole sound; none where the text is bad and
         this is not the last reading of the phrase."""
         # A text that was cut off begins with a part of a word.
-        told = self._text.partition(" ")[2] if len(self._text) == PROMPT_CHARACTERS else self._text
+        cut = len(self._text) == PROMPT_CHARACTERS and " " in self._text
+        told = self._text.partition(" ")[2] if cut else self._text
         settings = self._settings.model_copy(update={"prompt": told.strip() or None})
         if not final:
             settings = settings.model_copy(update={"temperatures": settings.temperatures[:1]})
@@ -146,7 +147,8 @@ class LiveTranscriber:
     def _settle(self, words: Sequence[Word], *, ends: bool) -> list[Settled]:
         text = "".join(word.text for word in words)
         if not text.strip():
-            return []
+            end = (self._offset + self._settled_end) / SAMPLE_RATE
+            return [Settled(end, end, "", True)] if ends and self._settled else []
         self._settled += [word.text for word in words]
         self._settled_end = int(words[-1].end * SAMPLE_RATE) - self._offset
         return [Settled(words[0].start, words[-1].end, text, ends)]

@@ -13,11 +13,12 @@ from craton.trunk import Linear, Trunk, TrunkConfig
 class MaskedAutoencoder(nn.Module):
     """Only the encoder is kept when it is trained: the decoder serves its training."""
 
-    def __init__(self, encoder: VisionTransformer, decoder: TrunkConfig) -> None:
+    def __init__(self, encoder: VisionTransformer, decoder: TrunkConfig, grid: tuple[int, int]) -> None:
+        """grid: rows and columns of patches of the pictures that it is trained on."""
         super().__init__()
         self.encoder = encoder
         config, width = encoder.config, decoder.width
-        rows, columns = config.grid
+        rows, columns = grid
         self.enter = Linear(config.trunk.width, width)
         self.hidden = nn.Embedding(1, width)  # what stands for a patch that was not seen
         self.positions = nn.Embedding(config.extra + rows * columns, width)

@@ -146,6 +146,9 @@ class VisionTransformer(nn.Module):
         """
         config = self.config
         count, _, height, width = pixels_BCHW.shape
+        if (height, width) == config.image:  # which need not be whole patches: as a convolution, the rest is left out
+            height, width = (side // config.patch * config.patch for side in config.image)
+            pixels_BCHW = pixels_BCHW[:, :, :height, :width]
         self._check(pixels_BCHW.shape)
         dtype = self.compute_dtype or self.patches.weight.dtype
         grid = (height // config.patch, width // config.patch)

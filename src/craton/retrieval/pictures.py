@@ -6,6 +6,7 @@ metadata each one's path, size and time of change. It is replaced as a whole, so
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from craton.checkpoints.safetensors import SafetensorsFile, write_safetensors
 from craton.errors import FileFormatError, StoreError, UsageError
-from craton.inference.images import ImageModel, Picture
+from craton.inference.images import ImageModel
 from craton.modalities.image import list_images
 from craton.store.folders import home, make_folder
 
 VERSION: Final = "1"
 TOGETHER: Final = 64  # pictures between two reports of progress
+KEPT_EVERY: Final = 1024  # pictures: what was read so far is kept on disk
 
 Vectors = NDArray[np.float32]
 
@@ -59,35 +61,42 @@ class PictureIndex:
         A file that is no picture is left out and reported. on_progress: (pictures read, pictures to read).
         """
         found = list_images(self.folder)
-        stamps = {str(path.relative_to(self.folder)): _stamp(path) for path in found}
+        stamps = {}
+        for path in found:
+            with contextlib.suppress(FileNotFoundError):  # it went away just now
+                stamps[str(path.relative_to(self.folder))] = _stamp(path)
         known = {name: row for row, name in enumerate(self.paths) if self._stamps[row] == stamps.get(name)}
         missing = [name for name in stamps if name not in known]
-        vectors, unreadable = self._embed(missing, on_progress)
-        kept = [name for name in stamps if name in known or name in vectors]
-        report = PictureSync(len(vectors), len(self.paths) - len(known), len(known), tuple(unreadable))
-        rows = [self.vectors[known[name]] if name in known else vectors[name] for name in kept]
-        self.vectors = np.stack(rows) if rows else np.zeros((0, self.model.width), np.float32)
-        self.paths, self._stamps = kept, [stamps[name] for name in kept]
-        if report.added or report.removed:
+        report = PictureSync(0, len(self.paths) - len(known), len(known))
+        self._keep(stamps, known, {})
+        for start in range(0, len(missing), KEPT_EVERY):
+            part = missing[start : start + KEPT_EVERY]
+            vectors, unreadable = self._embed(
+                part,
+                lambda done, first=start: on_progress(first + done, len(missing)),  # type: ignore[misc]
+            )
+            report.added += len(vectors)
+            report.unreadable += tuple(unreadable)
+            self._keep(stamps, {name: row for row, name in enumerate(self.paths)}, vectors)
+            self._save()
+        if report.removed and not missing:
             self._save()
         return report
 
-    def search(self, query: str | Picture, k: int = 5, *, text: bool) -> list[PictureHit]:
-        """The k pictures nearest to a text (text) or to a picture, best first, equals by path.
+    def _keep(self, stamps: dict[str, tuple[int, int]], known: dict[str, int], vectors: dict[str, Vectors]) -> None:
+        kept = [name for name in stamps if name in known or name in vectors]
+        rows = [self.vectors[known[name]] if name in known else vectors[name] for name in kept]
+        self.vectors = np.stack(rows) if rows else np.zeros((0, self.model.width), np.float32)
+        self.paths, self._stamps = kept, [stamps[name] for name in kept]
 
-        Raises UsageError for a text where the model reads none.
-        """
-        if text:
-            assert isinstance(query, str)
-            vector = self.model.embed(query)[0].numpy()
-        else:
-            vector = self.model.embed_images([query])[0].numpy()
-        scores = self.vectors @ vector
+    def search(self, vector_D: Vectors, k: int = 5) -> list[PictureHit]:
+        """The k pictures nearest to the vector of a text or of a picture, best first, equals by path."""
+        scores = self.vectors @ vector_D
         order = np.argsort(-scores, kind="stable")[:k]
         return [PictureHit(self.folder / self.paths[i], float(scores[i])) for i in order]
 
     def _embed(
-        self, names: Sequence[str], on_progress: Callable[[int, int], None]
+        self, names: Sequence[str], on_progress: Callable[[int], None]
     ) -> tuple[dict[str, Vectors], list[tuple[Path, str]]]:
         vectors: dict[str, Vectors] = {}
         unreadable: list[tuple[Path, str]] = []
@@ -103,7 +112,7 @@ class PictureIndex:
                         vectors[name] = self.model.embed_images([self.folder / name]).numpy()[0]
                     except (FileFormatError, UsageError) as error:
                         unreadable.append((self.folder / name, error.what))
-            on_progress(min(start + TOGETHER, len(names)), len(names))
+            on_progress(min(start + TOGETHER, len(names)))
         return vectors, unreadable
 
     def _save(self) -> None:
@@ -119,7 +128,7 @@ def open_pictures(folder: str | Path, model: ImageModel) -> PictureIndex:
     if not path.is_dir():
         raise UsageError("there is no such folder", where=str(folder), remedy="name a folder of pictures")
     # The model's weights are part of the name, since vectors of two versions are not to be compared.
-    facts = (str(path), str(model.checkpoint.path.resolve()), model.preprocessing.model_dump_json())
+    facts = (str(path), model.identity, model.preprocessing.model_dump_json())
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
     return PictureIndex(path, model, home() / "pictures" / f"{digest}.safetensors")
 

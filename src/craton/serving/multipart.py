@@ -31,9 +31,10 @@ async def read_form(headers: Headers, raw: bytes) -> dict[str, Any]:
     try:
         for name, value in form.multi_items():
             found = await value.read() if isinstance(value, UploadFile) else value
-            if name.endswith("[]"):
-                values.setdefault(name.removesuffix("[]"), []).append(found)
-            elif name in values:
+            bare = name.removesuffix("[]")
+            if name != bare and isinstance(values.setdefault(bare, []), list):
+                values[bare].append(found)
+            elif bare in values:
                 raise ApiError(400, f"the field {name[:200]!r} is there twice", param=name[:200], code="invalid_form")
             else:
                 values[name] = found

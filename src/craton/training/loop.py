@@ -22,7 +22,7 @@ from craton.errors import TrainingError
 from craton.training.experts import balance_step
 from craton.training.interrupts import Interrupts
 from craton.training.memory import keep_buffers
-from craton.training.objective import LossParts, Objective, StepBatch
+from craton.training.objective import LossParts, Objective, Settling, StepBatch
 from craton.training.optimisers import Optimisers, parameter_groups
 from craton.training.parallel import parallelise, reshard
 from craton.training.ranks import Ranks
@@ -186,6 +186,8 @@ class Trainer:
         with interrupts.held():
             if count:
                 self.optimisers.step(share)
+                if isinstance(self.step_module.objective, Settling):
+                    self.step_module.objective.settle(self.model)
             router = balance_step(self.model)
             tokens, trained = self.ranks.sums([sum(b.tokens for b in batches), sum(b.trained for b in batches)])
             seconds = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class StepBatch(Protocol):
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on `device`."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """An objective that moves something once a step's update is made, and not while the step may be given up."""
+
+    def settle(self, model: nn.Module) -> None:
+        """The update has been made."""
 
 
 class Objective(Protocol):

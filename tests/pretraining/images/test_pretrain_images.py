@@ -107,7 +107,7 @@ class TestObjectives:
         assert torch.allclose(model(pixels, kept_BM=whole), model(pixels), atol=1e-6)
 
     def test_hidden_patches_alone_count_and_cannot_be_seen(self):
-        model = MaskedAutoencoder(encoder(), CONFIG.trunk)
+        model = MaskedAutoencoder(encoder(), CONFIG.trunk, CONFIG.grid)
         initialise(model, 1)
         objective, data = MaskedPixels(hidden=0.5), batch()
         parts = objective(model.eval(), data)
@@ -127,11 +127,14 @@ class TestObjectives:
         parts.loss_sum.backward()
         assert parts.count == 12  # each of two views is compared with the other
         assert all(p.grad is None for p in model.teacher.parameters())
+        assert model.centre.abs().sum() == 0  # a step that is given up has moved nothing
+        objective.settle(model)
         assert model.centre.abs().sum() > 0
         before = model.teacher.encoder.patches.weight.clone()
         with torch.no_grad():
             model.student.encoder.patches.weight.add_(1.0)
         objective(model, data)
+        objective.settle(model)
         assert torch.allclose(model.teacher.encoder.patches.weight, before + 0.5, atol=1e-5)
         frozen = model.teacher.encoder.patches.weight.clone()
         objective(model.eval(), data)

@@ -123,5 +123,5 @@ DINOV3 = Family(
     entries=entries,
     # Of no registers a file may hold an empty tensor.
     ignored=(r"embeddings\.register_tokens",),
-    renames=((r"^model\.layer\.", "layer."), (r"^model\.", "")),
+    renames=((r"^model\.", ""),),
 )

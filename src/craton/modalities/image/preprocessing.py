@@ -82,6 +82,10 @@ class ImagePreprocessing(Settings):
         """The same numbers of a picture that is resized to these sides, without a crop."""
         return self.model_copy(update={"size": (height, width), "resize": "exactly", "crop": None})
 
+    def as_they_are(self) -> ImagePreprocessing:
+        """The same numbers of pictures that are resized and cropped already."""
+        return self.model_copy(update={"resize": "no", "crop": None})
+
     def prepare(self, pixels: Pixels) -> NDArray[np.float32]:
         """pixels [H, W, 3], uint8 -> fp32 [channels, h, w]."""
         resized = self.resized(pixels)

@@ -16,7 +16,7 @@ from craton.checkpoints.families.family import Family
 from craton.checkpoints.families.siglip import SIGLIP
 from craton.checkpoints.save import save_checkpoint, save_tokenizer
 from craton.config import parse
-from craton.data.picture_batches import PictureLoader
+from craton.data.picture_batches import PictureBatch, PictureLoader
 from craton.data.pictures import PictureSet
 from craton.errors import TrainingError, UsageError
 from craton.modalities.image import ImagePreprocessing, read_preprocessing
@@ -212,7 +212,7 @@ def _job(
         "batch": training.batch, "micro": training.batch, "patch": config.vision.patch, "mean": plan.mean,
         "std": plan.std, "seed": training.seed, "whole_steps": True,
     }  # fmt: skip
-    held_out = []
+    held_out: Sequence[PictureBatch] = []
     if len(data.held_out):
         held_texts, _ = encode_captions(tokenizer, data.held_out.captions or (), config.context)
         held_out = PictureLoader(data.held_out, **shown, texts=held_texts).all(training.batch)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families import classifier_family
 from craton.checkpoints.families.family import Family
+from craton.checkpoints.families.heads import published_pooling
 from craton.checkpoints.families.vit import VIT
 from craton.checkpoints.save import save_checkpoint
 from craton.config import parse
@@ -91,6 +92,7 @@ class _Data:
     held_out: PictureSet
     size: int
     channels: int
+    shape: ImagePreprocessing | None  # of a model that goes on
     decisions: tuple[str, ...]
 
 
@@ -117,6 +119,11 @@ def pretrain_images(
     if not sources:
         raise UsageError("no pictures to train on", remedy="name a folder: craton pretrain-images FOLDER")
     with joined(settings.training.tensor_parallel) as ranks:
+        if settings.objective == "self-distillation" and ranks.world > 1:
+            raise UsageError(
+                "self-distillation runs in one process: its teacher is not shared out",
+                remedy="start it without torchrun",
+            )
         data = _read(sources, settings, hooks)
         if dry_run:
             rehearse(_job(settings, _plan(settings, data, ranks), data, None, ranks), hooks)
@@ -188,16 +195,26 @@ def vision_config(
 
 
 def _read(sources: Sequence[str], settings: ImagePretrainSettings, hooks: Hooks) -> _Data:
-    size, channels, names = settings.image_size, settings.channels, tuple[str, ...]()
+    size, channels, names, shape = settings.image_size, settings.channels, tuple[str, ...](), None
     if settings.model is not None:
         checkpoint = Checkpoint.open(find(settings.model).path)
         preprocessing = read_preprocessing(checkpoint.folder)
-        size, channels = (preprocessing.crop or preprocessing.size)[0], preprocessing.channels
+        size, channels, shape = (preprocessing.crop or preprocessing.size)[0], preprocessing.channels, preprocessing
+        if preprocessing.floating:
+            shape = None  # pictures are kept as 8-bit numbers
         if settings.objective == "classes":
             names = getattr(checkpoint.config, "labels", ())
 
     def read(some: Sequence[str], known: Sequence[str]) -> PictureSet:
-        return read_pictures(some, size=size, channels=channels, names=known, on_progress=hooks.on_progress)
+        return read_pictures(
+            some,
+            size=size,
+            channels=channels,
+            names=known,
+            shape=shape,
+            labelled=settings.objective == "classes",
+            on_progress=hooks.on_progress,
+        )
 
     pictures = read(sources, names)
     if settings.objective == "classes" and pictures.labels is None:
@@ -213,7 +230,7 @@ def _read(sources: Sequence[str], settings: ImagePretrainSettings, hooks: Hooks)
     else:
         training, held_out = pictures.split(settings.holdout, settings.training.seed)
         decisions.append(f"{len(held_out):,} of them kept apart for evaluation")
-    return _Data(training, held_out, size, channels, tuple(decisions))
+    return _Data(training, held_out, size, channels, shape, tuple(decisions))
 
 
 def _plan(settings: ImagePretrainSettings, data: _Data, ranks: Ranks) -> Plan:
@@ -230,8 +247,9 @@ def _plan(settings: ImagePretrainSettings, data: _Data, ranks: Ranks) -> Plan:
         return plan
     job = _job(settings, plan, data, None, ranks)
     batch = job.trainer.data.step(0)[0]
-    rate = measured_rate(job.trainer, batch) / batch.tokens * len(batch.labels_B) * ranks.data_world  # type: ignore[attr-defined]
-    steps = max(1, round(rate * 60 * settings.minutes / settings.training.batch))
+    tokens = ranks.sums([measured_rate(job.trainer, batch)])[0] / ranks.world  # every rank must come to as many steps
+    rate = tokens / batch.tokens * len(batch.labels_B) * ranks.data_world  # type: ignore[attr-defined]
+    steps = max(1, round(rate * 60 * settings.minutes / min(settings.training.batch, len(data.training))))
     return Plan(plan.digest, mean, std, steps)
 
 
@@ -269,7 +287,8 @@ def _job(settings: ImagePretrainSettings, plan: Plan, data: _Data, folder: Path 
         held_out=held_out,
         folder=folder,
     )
-    preprocessing = ImagePreprocessing.square(data.size, plan.mean, plan.std, channels=1 if data.channels == 1 else 3)
+    channels: Literal[1, 3] = 1 if data.channels == 1 else 3
+    preprocessing = data.shape or ImagePreprocessing.square(data.size, plan.mean, plan.std, channels=channels)
     return Job(
         settings=settings,
         trainer=trainer,
@@ -282,6 +301,7 @@ def _job(settings: ImagePretrainSettings, plan: Plan, data: _Data, folder: Path 
             f"activations in {str(dtype).removeprefix('torch.')}: {why}",
         ),
         save=lambda target: _save(learner, target, preprocessing),
+        licence=find(settings.model).licence if settings.model is not None else None,
         tensorboard=settings.tensorboard,
     )
 
@@ -309,9 +329,10 @@ def _learner(settings: ImagePretrainSettings, data: _Data) -> _Learner:
         trunk = config.trunk
         decisions = [f"width {trunk.width}, {len(trunk.layers)} layers, {config.grid[0] * config.grid[1]} patches"]
     encoder.requires_grad_(True)
+    grid = (data.size // encoder.config.patch,) * 2
     if settings.objective == "classes":
-        if trained is None or trained.config.labels != data.training.names:
-            trained = ImageClassifier.over(encoder, data.training.names)
+        if trained is None:
+            trained = ImageClassifier.over(encoder, data.training.names, pooling=published_pooling(family))
             family = classifier_family(family)
         trained.requires_grad_(True)
         objective: Objective = ImageClassification(label_smoothing=settings.label_smoothing)
@@ -322,12 +343,16 @@ def _learner(settings: ImagePretrainSettings, data: _Data) -> _Learner:
             remedy="go on with the model that it was made from",
         )
     if settings.objective == "masked-pixels":
+        if grid == (1, 1):
+            raise UsageError(
+                "a picture of one patch has nothing to hide", where="--patch", remedy="take smaller patches"
+            )
         width, layers = DECODER
         layer = vision_config(1, image=data.size, patch=encoder.config.patch, channels=1).trunk.layers[0]
         attention = layer.attention.model_copy(update={"heads": width // STEP, "kv_heads": width // STEP})
         feedforward = FeedForwardConfig(hidden=4 * width, activation="gelu", bias=True)
         layer = layer.model_copy(update={"attention": attention, "feedforward": feedforward})
-        painter = MaskedAutoencoder(encoder, TrunkConfig(width=width, layers=(layer,) * layers, final_norm=NORM))
+        painter = MaskedAutoencoder(encoder, TrunkConfig(width=width, layers=(layer,) * layers, final_norm=NORM), grid)
         _initialise_beside(painter, encoder, seed)
         return _Learner(painter, encoder, family, MaskedPixels(hidden=settings.hidden), tuple(decisions))
     pair = SelfDistilled(encoder)
