@@ -25,9 +25,11 @@ from craton.config import Settings
 from craton.config.resolve import section_of
 from craton.data.picture_batches import AugmentSettings
 from craton.data.prepare import PrepareSettings
+from craton.data.speech_batches import SpeechAugmentSettings
 from craton.evaluation.tasks import DataSettings, SplitSettings, TaskSettings
 from craton.finetuning.adapters import LoraSettings
 from craton.finetuning.settings import FinetuneSettings, ObjectiveSettings
+from craton.finetuning.speech.settings import SpeechTrainSettings
 from craton.inference.settings import EngineSettings, SamplingSettings
 from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.text.tokenizer_training import TokenizerSettings
@@ -82,6 +84,8 @@ SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Pretraining on pictures", "A recipe or flags of `craton pretrain-images`.", ImagePretrainSettings),
     ("Augment", "Table `[augment]` of such a recipe.", AugmentSettings),
     ("Pretraining on pairs", "A recipe or flags of `craton pretrain-pairs`.", PairPretrainSettings),
+    ("Training on speech", "A recipe or flags of `craton pretrain-speech`.", SpeechTrainSettings),
+    ("Changed sound", "Table `[augment]` of such a recipe.", SpeechAugmentSettings),
     ("Scaling", "Flags of `craton scaling`.", LadderSettings),
     ("Fine-tuning", "A recipe or flags of `craton finetune`.", FinetuneSettings),
     ("Adapter", "Table `[lora]` of a fine-tuning recipe.", LoraSettings),

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from craton.config.sizes import parse_size
 from craton.errors import UsageError
 from craton.models import build
 from craton.pretraining.architecture import causal_config, encoder_config
-from craton.pretraining.sizing import SizeOverrides, batch_law, learning_rate_law, parse_size, size
+from craton.pretraining.sizing import SizeOverrides, batch_law, learning_rate_law, size
 
 dials = st.floats(6.0, 9.48).map(lambda exponent: int(10**exponent))  # 1m to 3b
 # As large a vocabulary as a model of the dial would have: up to about a third of its parameters.

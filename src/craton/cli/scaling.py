@@ -72,10 +72,10 @@ def connect(sources: Sequence[str], settings: LadderSettings) -> tuple[int, Call
     small models, and what trains one of them."""
     import torch
 
+    from craton.config.sizes import parse_size
     from craton.errors import UsageError
     from craton.pretraining.pretrain import pretrain
     from craton.pretraining.settings import PretrainSettings
-    from craton.pretraining.sizing import parse_size
     from craton.training.estimate import USUAL_SHARE
     from craton.training.hardware import compute_dtype, gemm_peak
 

@@ -26,7 +26,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     Matrices are normal with deviation 1/sqrt(inputs) (LeCun 1998), so that a layer keeps its input's scale at any
     width; those that write to the residual stream are divided by the root of the number of writers (GPT-2, Radford
     2019, section 2.3). Embeddings and the head have 0.4/sqrt(width), which is GPT-2's 0.02 at a width of 400.
-    Norms are the identity, biases zero.
+    Norms are the identity, biases zero. A convolution is the matrix that it multiplies each window with.
 
     Each parameter's numbers come from (seed, its name) alone and are drawn on the CPU in fp32, so they depend on no
     device, dtype, order or rank; of a sharded parameter (DTensor) each rank takes its part of the whole.
@@ -46,8 +46,8 @@ def initialise(model: nn.Module, seed: int) -> None:
             value = torch.full(parameter.shape, owner.initial)
         elif kind == "bias" or (isinstance(owner, Experts) and kind == "router_bias"):
             value = torch.zeros(parameter.shape)
-        elif isinstance(owner, nn.Linear | nn.Embedding):
-            std = parameter.shape[1] ** -0.5
+        elif isinstance(owner, nn.Linear | nn.Embedding | nn.Conv1d):
+            std = parameter[0].numel() ** -0.5
             if isinstance(owner, nn.Embedding) or (isinstance(model, CausalLM) and owner is model.head):
                 std *= LOGIT_STD
             elif owner_name.endswith((".attention.o", ".down")):

@@ -9,9 +9,10 @@ from typing import Any, Final, Protocol
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from craton.config import Settings
+from craton.config.sizes import parse_size
 from craton.errors import UsageError
 from craton.pretraining.scaling import LEVEL, Fit, Forecast, Trial, fit
-from craton.pretraining.sizing import TOKENS_PER_PARAMETER, SizeOverrides, SizePlan, parse_size, size
+from craton.pretraining.sizing import TOKENS_PER_PARAMETER, SizeOverrides, SizePlan, size
 
 LEAST_RUNGS: Final = 3
 NEXT: Final = 2  # what is foretold where nothing is named: a model of twice the largest one's size

@@ -21,6 +21,7 @@ from craton.checkpoints.families.modernbert import MODERNBERT
 from craton.checkpoints.save import save_checkpoint, save_tokenizer
 from craton.config import parse
 from craton.config.resolve import DEFAULT
+from craton.config.sizes import parse_size
 from craton.data.batch import Batch
 from craton.data.forms import texts_of
 from craton.data.loader import ExampleSource, Loader
@@ -38,7 +39,7 @@ from craton.models.initialisation import initialise
 from craton.pretraining.architecture import causal_config, encoder_config, experts_config, family_of_fresh
 from craton.pretraining.masked_lm import MaskedToken, MaskedWindows
 from craton.pretraining.settings import PretrainSettings
-from craton.pretraining.sizing import SizeOverrides, SizePlan, parse_size, size
+from craton.pretraining.sizing import SizeOverrides, SizePlan, size
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.folders import make_folder

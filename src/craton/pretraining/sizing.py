@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from math import log
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from craton.config import Settings
+from craton.config.sizes import parse_size
 from craton.errors import UsageError
 
 STEP: Final = 64  # widths and feed-forwards are multiples of it, which the products of CPUs and GPUs like
@@ -18,7 +18,6 @@ TOLERANCE: Final = 0.10  # how far the parameters may be from the dial
 TOKENS_PER_PARAMETER: Final = 20
 # The compute that DeepSeek's laws were fitted on, in FLOPs.
 FITTED: Final = (1e17, 2e19)
-UNITS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 class SizeOverrides(Settings):
@@ -74,15 +73,6 @@ class Shape(Settings):
     def _layer(self) -> int:
         keys_and_values = 2 * self.kv_heads * (self.width // self.heads)
         return self.width * (2 * self.width + keys_and_values + 3 * self.hidden + 2)
-
-
-def parse_size(text: str) -> int:
-    """The number that "30m", "0.5M", "1b" or "1500000" means. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt]?)", text.strip().lower())
-    value = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if value < 1:
-        raise UsageError(f"{text!r} is not a size", remedy="write a number of parameters, such as 5m, 135m or 1b")
-    return value
 
 
 def size(

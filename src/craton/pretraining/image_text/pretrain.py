@@ -16,6 +16,7 @@ from craton.checkpoints.families.family import Family
 from craton.checkpoints.families.siglip import SIGLIP
 from craton.checkpoints.save import save_checkpoint, save_tokenizer
 from craton.config import parse
+from craton.config.sizes import parse_size
 from craton.data.picture_batches import PictureBatch, PictureLoader
 from craton.data.pictures import PictureSet
 from craton.errors import TrainingError, UsageError
@@ -28,7 +29,6 @@ from craton.pretraining.image_text.data import caption_tokenizer, encode_caption
 from craton.pretraining.image_text.objectives import ImageText, PairLoss, limit_scale
 from craton.pretraining.image_text.settings import PairPretrainSettings
 from craton.pretraining.images.pretrain import Plan
-from craton.pretraining.sizing import parse_size
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.folders import make_folder

@@ -20,6 +20,7 @@ from craton.checkpoints.families.heads import published_pooling
 from craton.checkpoints.families.vit import VIT
 from craton.checkpoints.save import save_checkpoint
 from craton.config import parse
+from craton.config.sizes import parse_size
 from craton.data.picture_batches import PictureLoader
 from craton.data.pictures import PictureSet, read_pictures
 from craton.errors import TrainingError, UsageError
@@ -30,7 +31,6 @@ from craton.models.masked_autoencoder import MaskedAutoencoder
 from craton.models.self_distilled import SelfDistilled
 from craton.pretraining.images.objectives import MaskedPixels, SelfDistillation
 from craton.pretraining.images.settings import ImagePretrainSettings
-from craton.pretraining.sizing import parse_size
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.manifest import Parent
