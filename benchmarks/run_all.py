@@ -35,6 +35,7 @@ SUMMARY = (
     ("memory of fine-tuning with LoRA", "training", "memory/lora/smollm2", "transformers at its best"),
     ("77 intents, full data", "learning", "banking77/full", "TF-IDF + logistic regression"),
     ("77 intents, 10 examples each", "learning", "banking77/10-shot", "TF-IDF + logistic regression"),
+    ("10 kinds of clothes, pictures", "pictures", "fashion/classes", "HOG + linear SVM"),
     ("4 bits, tuned", "compression", "4-bit/tuned", "RTN"),
     ("vector search among 100,000", "retrieval", "query/dense/chunks=100000", "NumPy"),
 )

@@ -14,7 +14,7 @@ import craton
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families import FAMILIES, classifier_family, family_of, masked_lm_family
 from craton.checkpoints.families.family import Keys
-from craton.checkpoints.families.heads import CLASSIFIERS
+from craton.checkpoints.families.heads import CLASSIFIERS, IMAGE_CLASSIFIERS
 from craton.checkpoints.save import save_checkpoint
 from craton.errors import CheckpointError, UsageError
 from craton.models import CausalLM, Classifier, ClassifierConfig, Encoder, MaskedLM, MaskedLMConfig, build
@@ -133,9 +133,11 @@ def test_transformers_masked_lm_gives_the_same_logits_here_and_back_there(name: 
 @pytest.mark.peer
 def test_every_classifier_carries_a_name_that_transformers_knows() -> None:
     transformers = pytest.importorskip("transformers")
-    assert all(hasattr(transformers, name) for family in CLASSIFIERS.values() for name in family.architectures)
-    without = {family.name for family in FAMILIES} - CLASSIFIERS.keys()
-    assert without == {"modernbert", "whisper"}  # a speech model has no class of texts
+    heads = CLASSIFIERS | IMAGE_CLASSIFIERS
+    assert all(hasattr(transformers, name) for family in heads.values() for name in family.architectures)
+    without = {family.name for family in FAMILIES} - heads.keys()
+    # A speech model has no class of texts; DINOv3 is published without a head, CLIP and SigLIP know classes by words.
+    assert without == {"modernbert", "whisper", "clip", "siglip", "dinov3", "llava", "idefics3", "smolvlm"}
 
 
 ARCHITECTURES = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "RobertaModel"]

@@ -70,7 +70,7 @@ def test_published_files_carry_masks_and_may_lack_the_prefix(tmp_path, prefix):
         ("scale_attn_by_inverse_layer_idx", True),
         ("scale_attn_weights", False),
         ("add_cross_attention", True),
-        ("activation_function", "quick_gelu"),
+        ("activation_function", "mish"),
         ("n_head", 5),
         ("n_layer", "three"),
     ],

@@ -84,8 +84,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(layer.feedforward, FeedForwardConfig)
     if config.registers or layer.layer_scale or layer.feedforward.gated or config.positions != "learned":
         raise CheckpointError("a ViT has no registers, layer scale, gates or rotary positions")
-    if config.projection:
-        raise CheckpointError("a ViT's files have no place for a projection")
+    if config.projection or config.pooling not in ("cls", "pooler"):
+        raise CheckpointError(f"a ViT's files have no place for a projection, nor for the pooling {config.pooling!r}")
     return write_pictures(config) | {
         "architectures": ["ViTModel"],
         "model_type": "vit",
