@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -86,6 +86,9 @@ def interruptible(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     try:
+        while not outcome.done():
+            # With a limit: a signal that comes just before the wait begins would not end one without.
+            wait([outcome], timeout=0.2)
         return outcome.result()
     except KeyboardInterrupt:
         # The thread cannot be stopped, and must not come back to an interpreter that is being taken down.
