@@ -6,6 +6,8 @@ import gzip
 import importlib
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The consoles are made while no test has set a width: they keep the one that they find, and else look anew each time.
 os.environ.pop("COLUMNS", None)
 importlib.import_module("craton.cli.terminal")
+
+
+@pytest.fixture
+def craton(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """run(*arguments): the command line with an empty home folder; its exit status, output and messages."""
+    from craton.cli import main
+
+    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 from craton.checkpoints.safetensors import SafetensorsFile
-from craton.cli import main
 from craton.modalities.image import encode_png, read_image
-
-
-@pytest.fixture
-def craton(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_classify(craton, seeing_folders, picture_files):

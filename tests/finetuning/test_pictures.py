@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families.dinov2 import DINOV2
 from craton.checkpoints.families.vit import VIT
 from craton.checkpoints.save import save_checkpoint
-from craton.cli import main
 from craton.finetuning.finetune import resume
 from craton.modalities.image import ImagePreprocessing, encode_png
 from craton.models import VisionTransformer
@@ -24,23 +22,6 @@ from craton.pretraining.images.pretrain import vision_config
 from craton.store.runs import Run
 
 pytest.importorskip("PIL", reason="pictures need Pillow")
-
-
-@pytest.fixture
-def craton(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import craton as library
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families.whisper_generation import read_generation
 from craton.checkpoints.safetensors import open_weights
-from craton.cli import main
 from craton.errors import TrainingError
 from craton.finetuning.speech.train import CTC_HEAD_NAME, resume
 from craton.modalities.audio import log_mel
@@ -25,23 +23,6 @@ from craton.store.runs import Run
 soundfile = pytest.importorskip("soundfile")
 
 NOTES = {"low": 300, "middle": 900, "high": 2700}
-
-
-@pytest.fixture
-def craton(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def note(name, seconds=0.5, phase=0.0):

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from craton.checkpoints.safetensors import open_weights
-from craton.cli import main
 from craton.inference.images import load_images
 from craton.modalities.image import encode_png
 from craton.models import DualEncoder
@@ -23,23 +21,6 @@ from craton.store.runs import Run
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
-
-
-@pytest.fixture
-def craton(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture

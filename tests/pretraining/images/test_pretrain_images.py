@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from craton.checkpoints.safetensors import open_weights
-from craton.cli import main
 from craton.data.picture_batches import PictureLoader
 from craton.data.pictures import PictureSet
 from craton.inference.images import load_images
@@ -43,23 +41,6 @@ def encoder(seed=0):
     model = VisionTransformer(CONFIG)
     initialise(model, seed)
     return model
-
-
-@pytest.fixture
-def craton(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CRATON_HOME", str(tmp_path / "home"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["craton", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture
