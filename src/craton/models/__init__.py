@@ -11,14 +11,15 @@ from craton.models.image_chat import ImageChat, ImageChatConfig
 from craton.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from craton.models.masked_lm import MaskedLM, MaskedLMConfig
 from craton.models.pooling import PoolingConfig, pool
+from craton.models.segmenter import Segmenter, SegmenterConfig
 from craton.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from craton.models.vision import VisionConfig, VisionTransformer
 
 # What reads or writes text, and so has a vocabulary and a context.
 TextModelConfig = CausalLMConfig | EncoderConfig | ClassifierConfig | MaskedLMConfig | Seq2SeqConfig
 TextModel = CausalLM | Encoder | Classifier | MaskedLM | Seq2Seq
-ModelConfig = TextModelConfig | VisionConfig | ImageClassifierConfig | DualEncoderConfig
-AnyModel = TextModel | VisionTransformer | ImageClassifier | DualEncoder
+ModelConfig = TextModelConfig | VisionConfig | ImageClassifierConfig | DualEncoderConfig | SegmenterConfig
+AnyModel = TextModel | VisionTransformer | ImageClassifier | DualEncoder | Segmenter
 
 __all__ = [
     "AnyModel",
@@ -39,6 +40,8 @@ __all__ = [
     "MaskedLMConfig",
     "ModelConfig",
     "PoolingConfig",
+    "Segmenter",
+    "SegmenterConfig",
     "Seq2Seq",
     "Seq2SeqConfig",
     "TextModel",
@@ -62,5 +65,6 @@ def build(config: ModelConfig) -> AnyModel:
         VisionConfig: VisionTransformer,
         ImageClassifierConfig: ImageClassifier,
         DualEncoderConfig: DualEncoder,
+        SegmenterConfig: Segmenter,
     }
     return makers[type(config)](config)

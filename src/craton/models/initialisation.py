@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from craton.models.causal_lm import CausalLM
 from craton.models.dual_encoder import Similarity
+from craton.models.segmenter import FourierPositions, PromptTokens
 from craton.trunk import Trunk
 from craton.trunk.block import LayerScale
 from craton.trunk.feedforward import Experts
@@ -25,8 +26,9 @@ def initialise(model: nn.Module, seed: int) -> None:
 
     Matrices are normal with deviation 1/sqrt(inputs) (LeCun 1998), so that a layer keeps its input's scale at any
     width; those that write to the residual stream are divided by the root of the number of writers (GPT-2, Radford
-    2019, section 2.3). Embeddings and the head have 0.4/sqrt(width), which is GPT-2's 0.02 at a width of 400.
-    Norms are the identity, biases zero. A convolution is the matrix that it multiplies each window with.
+    2019, section 2.3). Embeddings and the head have 0.4/sqrt(width), which is GPT-2's 0.02 at a width of 400; what
+    stands beside sines and cosines has 1. Norms are the identity, biases zero. A convolution is the matrix that it
+    multiplies each window with.
 
     Each parameter's numbers come from (seed, its name) alone and are drawn on the CPU in fp32, so they depend on no
     device, dtype, order or rank; of a sharded parameter (DTensor) each rank takes its part of the whole.
@@ -46,8 +48,11 @@ def initialise(model: nn.Module, seed: int) -> None:
             value = torch.full(parameter.shape, owner.initial)
         elif kind == "bias" or (isinstance(owner, Experts) and kind == "router_bias"):
             value = torch.zeros(parameter.shape)
-        elif isinstance(owner, nn.Linear | nn.Embedding | nn.Conv1d):
-            std = parameter[0].numel() ** -0.5
+        elif isinstance(owner, PromptTokens | FourierPositions):
+            value = torch.randn(parameter.shape, generator=_generator(seed, name))
+        elif isinstance(owner, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+            # A transposed convolution has its inputs first, and here each of its outputs is made of one place.
+            std = (len(parameter) if isinstance(owner, nn.ConvTranspose2d) else parameter[0].numel()) ** -0.5
             if isinstance(owner, nn.Embedding) or (isinstance(model, CausalLM) and owner is model.head):
                 std *= LOGIT_STD
             elif owner_name.endswith((".attention.o", ".down")):

@@ -64,21 +64,22 @@ class CrossAttention(nn.Module):
         self.v = Linear(config.context_width, kv_size, bias="v" in config.bias)
         self.o = Linear(q_size, width, bias="o" in config.bias)
 
-    def read(self, context_CSW: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [C, G, S, K] of the contexts."""
+    def read(self, context_CSW: Tensor, keyed_CSW: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values [C, G, S, K] of the contexts. keyed_CSW: what keys are made of, where that is another (the
+        same with its places added)."""
         shape, config = context_CSW.shape[:2], self.config
-        flat = context_CSW.flatten(0, 1)
+        keyed_CSW = context_CSW if keyed_CSW is None else keyed_CSW
         k_CGSK, v_CGSK = (
             part(flat).view(*shape, config.kv_heads, config.head_size).transpose(1, 2).contiguous()
-            for part in (self.k, self.v)
+            for part, flat in ((self.k, keyed_CSW.flatten(0, 1)), (self.v, context_CSW.flatten(0, 1)))
         )
         return k_CGSK, v_CGSK
 
-    def attend_to(self, x_TD: Tensor, context_CSW: Tensor) -> Tensor:
+    def attend_to(self, x_TD: Tensor, context_CSW: Tensor, keyed_CSW: Tensor | None = None) -> Tensor:
         """The same without a context made before: each of C contexts is seen by T / C rows, one after another."""
         count = len(context_CSW)
         run = Run(0, count, len(x_TD) // count)
-        return self(x_TD, ContextView(Context([self.read(context_CSW)]), [run]), 0)
+        return self(x_TD, ContextView(Context([self.read(context_CSW, keyed_CSW)]), [run]), 0)
 
     def forward(self, x_TD: Tensor, view: ContextView, layer: int) -> Tensor:
         q_TX = self.q(x_TD)
