@@ -94,6 +94,24 @@ def serving():
     return running_server
 
 
+@pytest.fixture
+def slow_engine(monkeypatch):
+    """slow(seconds): from now on every step of an engine takes that much longer. The tiny model writes hundreds of
+    tokens in the time that a busy machine may keep a client waiting, and then there is nothing left to interrupt."""
+    from craton.inference.engine import Engine
+
+    step = Engine.step
+
+    def slow(seconds: float) -> None:
+        def slowed(self):
+            time.sleep(seconds)
+            return step(self)
+
+        monkeypatch.setattr(Engine, "step", slowed)
+
+    return slow
+
+
 @pytest.fixture(scope="session")
 def server(tiny_model) -> Iterator[Running]:
     """One server for all tests that change nothing in it."""
