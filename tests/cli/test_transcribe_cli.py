@@ -95,6 +95,61 @@ class TestGoodFiles:
         assert json.loads(out)["error"]["code"] == "bad_file"
 
 
+@pytest.mark.usefixtures("whisper_folder")
+class TestOneOfSeveralIsDamaged:
+    """What was done is given all the same, the damaged one is named, and the exit status is 2."""
+
+    @pytest.fixture
+    def files(self, tmp_path) -> list[Path]:
+        """Two silent recordings, and a text between them that passes for a third."""
+        folder = tmp_path / "sound"
+        folder.mkdir()
+        paths = [folder / name for name in ("one.wav", "two.wav")]
+        for seconds, path in enumerate(paths, 1):
+            soundfile.write(path, np.zeros(seconds * 16_000), 16_000)
+        bad = folder / "bad.wav"
+        bad.write_text("not sound")
+        return [paths[0], bad, paths[1]]
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_json(self, craton, files, place):
+        files.insert(place, files.pop(1))
+        status, out, err = craton("transcribe", *files, "--json")
+        document = json.loads(out)
+        assert (status, err) == (2, "")
+        assert [(Path(one["file"]).name, one["duration"]) for one in document["transcripts"]] == [
+            ("one.wav", 1.0),
+            ("two.wav", 2.0),
+        ]
+        (bad,) = document["unreadable"]
+        assert (Path(bad["file"]).name, bad["code"]) == ("bad.wav", "bad_file")
+        assert bad["what"]
+        assert bad["remedy"]
+
+    def test_text_and_a_folder(self, craton, files, tmp_path):
+        status, out, err = craton("transcribe", *files)
+        good = [path for path in files if path.stem != "bad"]
+        assert (status, out) == (2, "".join(f"{path}:\n" for path in good))
+        assert f"left out: {files[0].with_name('bad.wav')}" in err
+        status, out, err = craton("transcribe", *files, "--out", tmp_path / "new", "--format", "json")
+        assert (status, out) == (2, "")
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.json", "two.json"]
+        assert json.loads((tmp_path / "new" / "two.json").read_text(encoding="utf-8"))["duration"] == 2.0
+        assert "bad.wav" in err
+
+    def test_all_are(self, craton, tmp_path):
+        for name in ("a.wav", "b.wav"):
+            (tmp_path / name).write_text("not sound")
+        status, out, err = craton("transcribe", tmp_path / "a.wav", tmp_path / "b.wav", "--out", tmp_path / "new")
+        assert (status, out) == (2, "")
+        assert "none of the 2 files" in err
+        assert "a.wav" in err
+        assert "b.wav" in err
+        assert not (tmp_path / "new").exists()
+        status, out, _ = craton("transcribe", tmp_path / "a.wav", tmp_path / "b.wav", "--json")
+        assert (status, json.loads(out)["error"]["code"]) == (2, "bad_file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

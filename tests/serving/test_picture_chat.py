@@ -68,7 +68,47 @@ def test_openai_and_anthropic_give_the_answer_of_the_model_in_process(server, fo
         assert message.content[0].text == expected.text
         count = other.messages.count_tokens(model=name, messages=[turn])
         assert count.input_tokens == expected.prompt_tokens
-    assert server.settled()
+    assert server.settled(10)
+
+
+def test_responses_show_pictures_too(server, model):
+    name = next(one for one in ids(server) if "smolvlm" in one)
+    expected = model.chat(asking(PIXELS, "What is this?"), max_tokens=12)
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{encoded(PIXELS)}", "detail": "auto"}
+    given = [{"role": "user", "content": [picture, {"type": "input_text", "text": "What is this?"}]}]
+    said = client.responses.create(model=name, input=given, temperature=0, max_output_tokens=12)
+    assert said.output_text == expected.text
+    assert said.usage.input_tokens == expected.prompt_tokens
+    events = list(client.responses.create(model=name, input=given, temperature=0, max_output_tokens=12, stream=True))
+    assert events[-1].response.output_text == expected.text
+    further = [*given, {"role": "assistant", "content": said.output_text or "x"}, {"role": "user", "content": "Why?"}]
+    assert client.responses.create(model=name, input=further, max_output_tokens=2).usage.input_tokens > 12
+
+
+PNG_URL = {"image_url": "data:image/png;base64," + encoded(PIXELS)}
+
+
+@pytest.mark.parametrize(
+    ("role", "picture", "said"),
+    [
+        ("user", {"image_url": "https://example.com/cat.png"}, "not fetched here"),
+        ("user", {"image_url": "data:image/png;base64,QUJD"}, "not a picture"),
+        ("user", {"file_id": "file-1"}, "file_id"),
+        ("user", {**PNG_URL, "file_id": "file-1"}, "file_id"),
+        ("user", {"image_url": None, "file_id": None}, "image_url"),
+        ("user", {**PNG_URL, "colour": "red"}, "colour"),
+        ("system", PNG_URL, "only a user"),
+        ("assistant", PNG_URL, "only a user"),
+    ],
+)
+def test_bad_pictures_of_responses_are_400(server, role, picture, said):
+    name = next(one for one in ids(server) if "smolvlm" in one)
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    given = [{"role": role, "content": [{"type": "input_image", **picture}]}]
+    with pytest.raises(openai.BadRequestError, match=said) as caught:
+        client.responses.create(model=name, input=given)
+    assert caught.value.param.split(".")[0] == "input"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +133,10 @@ def test_a_model_that_does_not_see_says_so(server):
     name = next(one for one in ids(server) if "smolvlm" not in one)
     answer = server.http.post("/v1/chat/completions", json={"model": name, "messages": ask("https://example.com/a")})
     assert answer.status_code == 400
+    assert "does not see" in answer.json()["error"]["message"]
+    given = [{"role": "user", "content": [{"type": "input_image", **PNG_URL}]}]
+    answer = server.http.post("/v1/responses", json={"model": name, "input": given})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
     assert "does not see" in answer.json()["error"]["message"]
 
 

@@ -17,7 +17,7 @@ from craton.modalities.image import encode_png
 from craton.serving import pictures
 from craton.serving.conversation import Chat
 from craton.serving.errors import ApiError
-from craton.serving.pictures import PicturePolicy, fetch, is_public, read_url, with_pixels
+from craton.serving.pictures import PicturePolicy, fetch, is_public, read_picture, read_url, with_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 PNG = encode_png(PIXELS)
@@ -62,7 +62,20 @@ def test_what_is_no_picture_is_refused(url, said):
     assert (raised.value.status, raised.value.param) == (400, "messages")
 
 
+def test_a_file_in_base64_alone_is_read_where_a_client_may_send_it():
+    file = base64.b64encode(PNG).decode()
+    assert np.array_equal(read_picture(file, POLICY), PIXELS)
+    assert np.array_equal(read_picture(data_url(), POLICY), PIXELS)
+    for given_, said in (("cat.png", "not base64"), (file + "\n", "not base64"), ("QUJD", "not a picture")):
+        with pytest.raises(ApiError, match=said):
+            read_picture(given_, POLICY)
+    with pytest.raises(ApiError, match="not fetched here"):
+        read_url(file, POLICY)
+
+
 def test_limits():
+    with pytest.raises(ApiError, match="bytes"):
+        read_picture(base64.b64encode(PNG).decode(), PicturePolicy(file_bytes=1024))
     with pytest.raises(ApiError, match="bytes"):
         read_url(data_url(), PicturePolicy(file_bytes=1024))
     with pytest.raises(ApiError, match="30 x 20 pixels"):
@@ -74,8 +87,9 @@ def test_limits():
 @given(st.text(max_size=60))
 def test_any_text_is_refused_or_read(rest):
     for url in (rest, "data:" + rest, "data:image/png;base64," + rest, "https://" + rest, "http://" + rest):
-        with pytest.raises(ApiError):
-            read_url(url, POLICY)
+        for read in (read_url, read_picture):
+            with pytest.raises(ApiError):
+                read(url, POLICY)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from craton.cli.flags import Flags, given
 from craton.cli.options import DEFAULT_SPEECH_MODEL, DType, Json, Threads
 from craton.cli.terminal import load_model, print_json, status, stderr, write
 from craton.config.resolve import FLAGS, resolve
-from craton.errors import UsageError
+from craton.errors import CratonError, FileFormatError, UsageError
 from craton.inference.transcription_settings import TranscriptionSettings
 
 if TYPE_CHECKING:
@@ -58,14 +58,23 @@ def transcribe(
     from craton.inference.transcription_formats import write_transcript
     from craton.modalities.audio import read_audio
 
+    read: list[str] = []
+    unreadable: list[tuple[str, CratonError]] = []
+
     def recordings() -> Iterator[NDArray[np.float32]]:
-        if not audio:
-            yield read_audio(sys.stdin.buffer.read())
-        for name in audio:
-            yield read_audio(name)
+        for name in names:
+            try:
+                samples = read_audio(name if audio else sys.stdin.buffer.read())
+            except (FileFormatError, UsageError) as error:
+                unreadable.append((name, error))  # the others are not lost for it
+                continue
+            read.append(name)
+            yield samples
 
     waiting = recordings()
-    first = next(waiting)  # what is no sound is refused before the model is loaded
+    first = next(waiting, None)  # what is no sound is refused before the model is loaded
+    if first is None:
+        raise _nothing_readable(unreadable)
     loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
     transcriber = loaded.transcriber
     transcriber.check(settings)
@@ -78,7 +87,8 @@ def transcribe(
         transcripts = transcriber.transcribe(
             chain([first], waiting), settings, lambda done, total: say(f"{done:.0f} of {total:.0f} s of sound")
         )
-        for name, transcript in zip(names, transcripts, strict=True):
+        for number, transcript in enumerate(transcripts):
+            name = read[number]  # a recording is taken before its transcript is there
             seconds += transcript.seconds
             if out is not None:
                 path = out / f"{Path(name).stem}.{format}"
@@ -89,10 +99,26 @@ def transcribe(
                 write(write_transcript(transcript, format))
             documents.append({"file": name} | as_json(transcript))
     if json:
-        print_json({"model": loaded.name, "transcripts": documents})
-        return
-    spent = time.monotonic() - started
-    stderr.print(f"[dim]{seconds:.1f} s of sound in {spent:.1f} s: {seconds / spent:.1f} times as fast[/]")
+        left_out = [{"file": name, **error.as_dict()} for name, error in unreadable]
+        print_json({"model": loaded.name, "transcripts": documents, "unreadable": left_out})
+    else:
+        spent = time.monotonic() - started
+        stderr.print(f"[dim]{seconds:.1f} s of sound in {spent:.1f} s: {seconds / spent:.1f} times as fast[/]")
+        for name, error in unreadable:
+            stderr.print(f"[yellow]left out:[/] {stderr.escape(name)}: {stderr.escape(error.what)}")
+    if unreadable:
+        raise SystemExit(unreadable[0][1].exit_status)
+
+
+def _nothing_readable(unreadable: Sequence[tuple[str, CratonError]]) -> CratonError:
+    """What to raise where none of the files is sound."""
+    if len(unreadable) == 1:
+        return unreadable[0][1]
+    return FileFormatError(
+        f"none of the {len(unreadable)} files can be read",
+        where="; ".join(f"{name}: {error.what}" for name, error in unreadable),
+        remedy=unreadable[0][1].remedy,
+    )
 
 
 def _live(

@@ -8,13 +8,14 @@ from itertools import chain
 from torch import Tensor, nn
 
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear
+from craton.inference.images import ImageModel
 from craton.inference.linears import PackedEmbedding, PackedLinear
 from craton.inference.model import Model
 from craton.models import CausalLM
 from craton.store import find
 
 
-def held_bytes(model: Model) -> int:
+def held_bytes(model: Model | ImageModel) -> int:
     """The bytes of a model's weights and of the keys and values that its engine keeps."""
     tensors = {id(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(model.module)}
     quantized = {
@@ -22,7 +23,7 @@ def held_bytes(model: Model) -> int:
         for part in model.module.modules()
         if isinstance(part, QuantizedLinear | QuantizedEmbedding)
     }
-    cache = model.engine.used_bytes if isinstance(model.module, CausalLM) else 0
+    cache = model.engine.used_bytes if isinstance(model, Model) and isinstance(model.module, CausalLM) else 0
     return sum(tensors.values()) + sum(quantized.values()) + cache
 
 

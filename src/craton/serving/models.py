@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from craton.checkpoints.sources import SourceKind
 from craton.errors import CratonError, UsageError, did_you_mean
-from craton.finetuning.loading import load
+from craton.finetuning.loading import load, load_images
 from craton.inference.engine import Engine
+from craton.inference.images import ImageModel, sees
 from craton.inference.model import Model
 from craton.inference.plan import DTypeChoice
 from craton.models import CausalLM
@@ -37,8 +38,15 @@ class Served:
     """A model under its public name, loaded. application: where the name is that of a whole adaptation."""
 
     id: str
-    model: Model
+    loaded: Model | ImageModel
     application: Application | None = None
+
+    @property
+    def model(self) -> Model:
+        """What reads or hears. Raises ApiError for a model that sees, which makes vectors and no answers."""
+        if isinstance(self.loaded, ImageModel):
+            raise ApiError(400, f"{self.id} makes vectors of what it sees: ask /v1/embeddings", param="model")
+        return self.loaded
 
     @property
     def writes(self) -> bool:
@@ -246,7 +254,7 @@ class Shelf:
     async def _held(self) -> list[tuple[Place, int]]:
         """The loaded models and the bytes that each takes now."""
         loaded = [
-            (place, place.served.model)
+            (place, place.served.loaded)
             for place in (*self._places.values(), *self._leaving)
             if place.served is not None
         ]
@@ -261,16 +269,19 @@ class Shelf:
 
     def _load(self, place: Place) -> tuple[Served, int]:
         started = time.perf_counter()
-        if find(place.source).kind is SourceKind.APPLICATION:
+        kind = find(place.source).kind
+        if kind is SourceKind.APPLICATION:
             # Imported here: what an application is made of takes a second to load, and most servers have none.
             from craton.compare.application import open_application
 
             application = open_application(place.source, dtype=self._dtype, threads=self._threads, **self._engine)
             served = Served(place.id, application.model, application)
+        elif kind is not SourceKind.PROMPT and sees(place.source):
+            served = Served(place.id, load_images(place.source, dtype=self._dtype, threads=self._threads))
         else:
             served = Served(place.id, load(place.source, dtype=self._dtype, threads=self._threads, **self._engine))
         self._on_load(place.id, time.perf_counter() - started)
-        return served, held_bytes(served.model)
+        return served, held_bytes(served.loaded)
 
 
 def _looked_at(loading: asyncio.Task[None]) -> None:

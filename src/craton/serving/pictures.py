@@ -83,7 +83,16 @@ def with_pixels(chat: Chat, policy: PicturePolicy) -> Chat:
 
 def read_url(url: str, policy: PicturePolicy) -> Pixels:
     """The pixels [H, W, 3] of a data URL, or of an address where the policy allows it. Raises ApiError (400)."""
-    data = _from_data_url(url, policy) if url[:5].lower() == "data:" else fetch(url, policy)
+    return _pixels(_from_data_url(url, policy) if url[:5].lower() == "data:" else fetch(url, policy), policy)
+
+
+def read_picture(given: str, policy: PicturePolicy) -> Pixels:
+    """The same, or the pixels of a picture's file in base64 alone, as many clients of embeddings send it. Raises
+    ApiError (400)."""
+    return read_url(given, policy) if ":" in given else _pixels(_from_base64(given, policy), policy)
+
+
+def _pixels(data: bytes, policy: PicturePolicy) -> Pixels:
     try:
         return read_image(data, policy.limits)
     except FileFormatError as error:
@@ -97,12 +106,16 @@ def _from_data_url(url: str, policy: PicturePolicy) -> bytes:
     kind = match["type"]
     if kind is None or not kind.lower().startswith("image/"):
         raise _refusal(f"a data URL of type {kind or 'text/plain'} is no picture")
-    if (len(url) - match.end()) // 4 * 3 > policy.file_bytes + 2:
+    return _from_base64(url[match.end() :], policy)
+
+
+def _from_base64(text: str, policy: PicturePolicy) -> bytes:
+    if len(text) // 4 * 3 > policy.file_bytes + 2:
         raise _refusal(f"a picture's file may have at most {policy.file_bytes:,} bytes")
     try:
-        return base64.b64decode(url[match.end() :], validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise _refusal("a picture's data URL is not base64") from None
+        raise _refusal("the picture is not base64: send it as data:image/png;base64,...") from None
 
 
 def fetch(url: str, policy: PicturePolicy) -> bytes:

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from craton.errors import CratonError
 from craton.serving import sse
 from craton.serving.asking import Whole, answering, pieces, prepare_chat, read_whole, text_of
 from craton.serving.call import Call
 from craton.serving.conversation import Chat, Message, Prepared
-from craton.serving.errors import ApiError
+from craton.serving.errors import ApiError, from_any
 from craton.serving.http import Reply, Stream
 from craton.serving.models import Served
 from craton.serving.parsing import Said
@@ -21,6 +22,7 @@ from craton.serving.schemas.common import sampling_values
 from craton.serving.schemas.responses import (
     CallItem,
     ChosenFunction,
+    ImageItem,
     MessageItem,
     OutputItem,
     ResponsesRequest,
@@ -32,7 +34,7 @@ async def responses(call: Call, body: ResponsesRequest) -> Reply:
     """Answer items."""
     call.model, call.stream = body.model, bool(body.stream)
     served = await call.borrow(body.model)
-    prepared = await prepare_chat(call, served, chat_of(body))
+    prepared = await _prepared(call, served, chat_of(body))
     created = int(time.time())
     if body.stream:
         return Stream(_events(call, body, served, prepared, created), _failure)
@@ -74,11 +76,20 @@ def chat_of(body: ResponsesRequest) -> Chat:
     )
 
 
+async def _prepared(call: Call, served: Served, chat: Chat) -> Prepared:
+    try:
+        return await prepare_chat(call, served, chat)
+    except (ApiError, CratonError) as error:
+        refusal = from_any(error)
+        if refusal.param == "messages":
+            refusal.param = "input"  # what this endpoint calls a conversation
+        raise refusal from None
+
+
 def _add(conversation: list[Message], item: MessageItem | CallItem | OutputItem) -> None:
     match item:
         case MessageItem():
-            content = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
-            conversation.append({"role": item.role, "content": content})
+            conversation.append({"role": item.role, "content": _content(item)})
         case OutputItem():
             conversation.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
         case CallItem():
@@ -88,6 +99,29 @@ def _add(conversation: list[Message], item: MessageItem | CallItem | OutputItem)
             function = {"name": item.name, "arguments": item.arguments}
             calls = conversation[-1].setdefault("tool_calls", [])
             calls.append({"id": item.call_id, "type": "function", "function": function})
+
+
+def _content(item: MessageItem) -> Any:
+    """Text, or with pictures the parts that chat completions know."""
+    if isinstance(item.content, str):
+        return item.content
+    pictures = [part for part in item.content if isinstance(part, ImageItem)]
+    if not pictures:
+        return "".join(part.text for part in item.content if not isinstance(part, ImageItem))
+    if item.role != "user":
+        raise ApiError(400, "only a user's message may show pictures", param="input")
+    if any(part.file_id is not None for part in pictures):
+        raise ApiError(
+            400, "no files are kept here: send pictures as image_url and not as file_id", param="input", code="no_files"
+        )
+    if any(part.image_url is None for part in pictures):
+        raise ApiError(400, "a picture needs its image_url", param="input")
+    return [
+        {"type": "image_url", "image_url": {"url": part.image_url}}
+        if isinstance(part, ImageItem)
+        else {"type": "text", "text": part.text}
+        for part in item.content
+    ]
 
 
 def _message(call: Call, text: str, status: str) -> dict[str, Any]:

@@ -19,12 +19,22 @@ class TextItem(Body):
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
+class ImageItem(Body):
+    """A part of a user's message that is a picture. image_url: a data URL, or an address where the server fetches them.
+    detail: what is seen of a picture is the model's to say."""
+
+    type: Literal["input_image"]
+    image_url: Annotated[str, Field(min_length=1)] | None = None
+    file_id: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
 class MessageItem(Body):
     """A message, given or written before."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[TextItem]
+    content: str | list[Annotated[TextItem | ImageItem, Field(discriminator="type")]]
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
