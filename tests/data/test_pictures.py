@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from craton.data.augmentation import AugmentSettings
 from craton.data.idx import read_idx
-from craton.data.picture_batches import AugmentSettings, PictureLoader, augmented
+from craton.data.picture_batches import PictureLoader, augmented
 from craton.data.pictures import PictureSet, read_pictures
 from craton.errors import DataError, FileFormatError, UsageError
 from craton.modalities.image import encode_png

@@ -77,6 +77,24 @@ def test_an_adapter_end_to_end(craton, base, shades, tmp_path, name):
     assert torch.allclose(adapted.module(pixels), merged.module(pixels), atol=1e-5)
 
 
+def test_left_is_not_right_where_pictures_are_not_mirrored(craton, base, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, bright in (("left", slice(0, 8)), ("right", slice(8, 16))):
+        (tmp_path / "sides" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 60, (16, 16, 3), np.uint8)
+            pixels[:, bright] += 150
+            (tmp_path / "sides" / name / f"{number}.png").write_bytes(encode_png(pixels))
+    full = flags(method="full", learning_rate=3e-3)
+    correct = {}
+    for words in ((), ("--no-flip", "--crop", "1")):
+        status, out, err = craton("finetune", base(), tmp_path / "sides", *full, *words, "--json")
+        assert status == 0, err
+        correct[words] = json.loads(out)["evaluation"]["correct"]
+    mirrored, straight = correct.values()
+    assert straight == 1.0 > mirrored
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["vit", "dinov2"])
 def test_peft_reads_it(craton, base, shades, name):

@@ -67,12 +67,14 @@ def main() -> None:
         found = checkpoints(folder) if folder is not None and arguments.get("resume") else []
         with contextlib.suppress(SystemExit):
             run.fit(found[-1][1] if found else None)
+        agreed = ranks.agreed(float(ranks.rank))
         weights = {}
         for name, parameter in model.named_parameters():
             full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             weights[name] = full.detach().double().sum().item(), full.detach().flatten()[:3].tolist()
         if ranks.is_first:
             result = {"losses": losses.values, "weights": weights, "evaluation": getattr(losses, "evaluation", None)}
+            result["agreed"] = agreed
             Path(arguments["out"]).write_text(json.dumps(result))
 
 

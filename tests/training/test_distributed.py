@@ -39,11 +39,15 @@ def assert_same(one, other, tolerance):
 
 
 def test_two_sharded_ranks_are_one_rank(tmp_path):
-    assert_same(run(tmp_path, "two", 2), run(tmp_path, "one", 1), 1e-4)
+    two, one = run(tmp_path, "two", 2), run(tmp_path, "one", 1)
+    assert_same(two, one, 1e-4)
+    assert (two["agreed"], one["agreed"]) == (0.5, 0)
 
 
 def test_tensor_parallel_ranks_are_one_rank(tmp_path):
-    assert_same(run(tmp_path, "two", 2, settings={"tensor_parallel": 2}), run(tmp_path, "one", 1), 1e-4)
+    two = run(tmp_path, "two", 2, settings={"tensor_parallel": 2})
+    assert_same(two, run(tmp_path, "one", 1), 1e-4)
+    assert two["agreed"] == 0.5
 
 
 def test_two_ranks_resume_bit_for_bit(tmp_path):

@@ -12,25 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from craton.config import Settings
+from craton.data.augmentation import AugmentSettings
 from craton.data.pictures import PictureSet
 from craton.data.plan import Indices, cut_rows, permutation
 from craton.errors import UsageError
 
 DRAWS: Final = 12  # random numbers for each view of a picture
-
-
-class AugmentSettings(Settings):
-    """How training changes a picture, each time anew. Nothing is changed when a model is measured."""
-
-    crop: float = Field(default=1.0, gt=0, le=1, description="the smallest share of the area that is kept (1: all)")
-    shift: float = Field(default=0.0, ge=0, le=0.5, description="it is moved by at most this share of its side")
-    flip: bool = Field(default=False, description="half of them are mirrored")
-    colour: float = Field(default=0.0, ge=0, le=1, description="how far brightness and contrast may be from 1")
-    erase: float = Field(default=0.0, ge=0, le=1, description="share of them in which a rectangle is blotted out")
 
 
 @dataclass(frozen=True)

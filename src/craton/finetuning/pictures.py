@@ -16,8 +16,9 @@ from craton.checkpoints.families import classifier_family
 from craton.checkpoints.families.family import Family
 from craton.checkpoints.families.heads import published_pooling
 from craton.checkpoints.save import save_checkpoint, save_preprocessing
+from craton.data.augmentation import AugmentSettings
 from craton.data.labels import LabelMap
-from craton.data.picture_batches import AugmentSettings, PictureLoader
+from craton.data.picture_batches import PictureLoader
 from craton.data.pictures import PictureSet, read_pictures
 from craton.errors import TrainingError, UsageError
 from craton.finetuning.adapter_files import check_saveable, save_adapter
@@ -38,8 +39,6 @@ from craton.training.state import checkpoints
 
 FACTS_NAME: Final = "facts.json"
 LABELS_NAME: Final = "labels.json"
-# What is usual for few pictures of things that may stand anywhere in them and look either way.
-AUGMENT: Final = AugmentSettings(crop=0.6, flip=True, colour=0.2)
 
 
 def finetune(
@@ -173,7 +172,7 @@ def _job(
     trainer = Trainer(
         model,
         ImageClassification(),
-        loader(learnt, AUGMENT),
+        loader(learnt, settings.augment),
         training,
         dtype=dtype,
         ranks=ranks,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from craton.config import Settings
+from craton.data.augmentation import AugmentSettings
 from craton.finetuning.adapters import LoraSettings
 from craton.training.settings import TrainingSettings
 
@@ -26,6 +27,10 @@ class ObjectiveSettings(Settings):
     )
     odds_weight: NonNegativeFloat = Field(default=0.1, description="orpo: weight of the odds ratio")
     temperature: PositiveFloat = Field(default=0.05, description="embed: of the similarities")
+
+
+# What is usual for few pictures of things that may stand anywhere in them and look either way.
+_AUGMENT: Final = AugmentSettings(crop=0.6, flip=True, colour=0.2)
 
 
 class FinetuneSettings(Settings):
@@ -58,6 +63,7 @@ class FinetuneSettings(Settings):
     tensorboard: bool = Field(default=False, description="also write TensorBoard event files into the run's folder")
     lora: LoraSettings = Field(default=LoraSettings(), description="The adapter (lora, dora, qlora).")
     objective: ObjectiveSettings = Field(default=ObjectiveSettings(), description="What single tasks can be told.")
+    augment: AugmentSettings = Field(default=_AUGMENT, description="How training changes a picture; texts stay.")
     training: TrainingSettings = Field(default=TrainingSettings(), description="The loop.")
 
 

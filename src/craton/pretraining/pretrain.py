@@ -227,7 +227,7 @@ def _plan(
     seen = None
     if settings.minutes is not None:
         trainer = _job(settings, provisional, tokenizer, data, folder, ranks).trainer
-        rate = measured_rate(trainer, trainer.data.step(0)[0]) * ranks.data_world
+        rate = ranks.agreed(measured_rate(trainer, trainer.data.step(0)[0])) * ranks.data_world
         seen = rate * 60 * settings.minutes
         decisions.append(f"{seen:,.0f} tokens: {rate:,.0f} a second for {settings.minutes:g} minutes")
     elif settings.tokens is not None:

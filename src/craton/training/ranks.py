@@ -38,6 +38,14 @@ class Ranks:
         dist.all_reduce(tensor, group=self.mesh["data"].get_group())
         return [float(value) for value in tensor.tolist()]
 
+    def agreed(self, value: float) -> float:
+        """The mean of what every rank says, the same on all of them: for what they must decide alike."""
+        if self.mesh is None:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return float(tensor) / self.world
+
     def share(self, text: str) -> str:
         """The first rank's `text`, on every rank. All texts must be of one length in ASCII, such as a run's id."""
         if self.mesh is None:

@@ -247,7 +247,7 @@ def _plan(settings: ImagePretrainSettings, data: _Data, ranks: Ranks) -> Plan:
         return plan
     job = _job(settings, plan, data, None, ranks)
     batch = job.trainer.data.step(0)[0]
-    tokens = ranks.sums([measured_rate(job.trainer, batch)])[0] / ranks.world  # every rank must come to as many steps
+    tokens = ranks.agreed(measured_rate(job.trainer, batch))
     rate = tokens / batch.tokens * len(batch.labels_B) * ranks.data_world  # type: ignore[attr-defined]
     steps = max(1, round(rate * 60 * settings.minutes / min(settings.training.batch, len(data.training))))
     return Plan(plan.digest, mean, std, steps)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from craton.config import Settings
-from craton.data.picture_batches import AugmentSettings
+from craton.data.augmentation import AugmentSettings
 from craton.training.settings import TrainingSettings
 
 ImageObjective = Literal["classes", "masked-pixels", "self-distillation"]
