@@ -20,7 +20,7 @@ from craton.data.augmentation import AugmentSettings
 from craton.data.labels import LabelMap
 from craton.data.picture_batches import PictureLoader
 from craton.data.pictures import PictureSet, read_pictures
-from craton.errors import TrainingError, UsageError
+from craton.errors import UsageError
 from craton.finetuning.adapter_files import check_saveable, save_adapter
 from craton.finetuning.lora import apply_lora
 from craton.finetuning.settings import KIND, FinetuneSettings
@@ -34,8 +34,17 @@ from craton.training.image_classification import ImageClassification
 from craton.training.loop import Trainer
 from craton.training.optimisers import free_weights
 from craton.training.ranks import Ranks
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 
 FACTS_NAME: Final = "facts.json"
 LABELS_NAME: Final = "labels.json"
@@ -85,17 +94,10 @@ def resume(
 ) -> Result:
     """See `craton.finetuning.finetune.resume`."""
     data, facts = _read(checkpoint, sources, settings, hooks), run.folder / FACTS_NAME
-    if facts.exists() and json.loads(facts.read_bytes())["data"] != data[0].digest:
-        raise TrainingError(
-            "the pictures are not what they were when this run began",
-            where=", ".join(sources),
-            remedy="put the files back as they were, or start a new run",
-        )
-    found = checkpoints(run.checkpoints_folder)
-    if ranks.is_first:
-        run.rewind(found[-1][0] if found else 0)
+    if facts.exists():
+        check_same_data(json.loads(facts.read_bytes())["data"], data[0].digest, "the pictures", sources)
     job = _job(base, checkpoint, data, settings, run.checkpoints_folder, ranks=ranks)
-    return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+    return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def _read(

@@ -52,9 +52,8 @@ from craton.training.loop import Trainer
 from craton.training.objective import Objective
 from craton.training.optimisers import free_weights
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
+from craton.training.session import Hooks, Job, Result, at_work, carry_out, last_checkpoint, new_run, rehearse
 from craton.training.settings import TrainingSettings
-from craton.training.state import checkpoints
 
 KIND: Final = "pretrain"
 PLAN_NAME: Final = "plan.json"
@@ -137,13 +136,10 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
     settings = parse(PretrainSettings, config["settings"], where=str(run.folder))
     with joined(settings.training.tensor_parallel) as ranks, at_work(run, ranks):
         plan = Plan.load(run.folder)
-        found = checkpoints(run.checkpoints_folder)
-        if ranks.is_first:
-            run.rewind(found[-1][0] if found else 0)
         tokenizer = Tokenizer.from_folder(run.folder / "tokenizer")
         data = open_shards(_data_folder(config["sources"], run.folder), tokenizer)
         job = _job(settings, plan, tokenizer, data, run.folder, ranks)
-        return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def _start(

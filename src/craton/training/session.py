@@ -12,6 +12,7 @@ import torch
 
 from craton.checkpoints.disk import replace_file
 from craton.config import Settings
+from craton.errors import TrainingError
 from craton.modalities.text import Tokenizer
 from craton.store.artifacts import publish_model
 from craton.store.cards import model_card
@@ -24,6 +25,7 @@ from craton.training.loop import Observer, Outcome, Trainer
 from craton.training.parallel import unshard
 from craton.training.ranks import Ranks
 from craton.training.recording import Recorder
+from craton.training.state import checkpoints
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,27 @@ def at_work(run: Run, ranks: Ranks) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def last_checkpoint(run: Run, ranks: Ranks) -> Path | None:
+    """Where a run goes on, if it has come to a checkpoint; what was logged after it no longer counts."""
+    found = checkpoints(run.checkpoints_folder)
+    if ranks.is_first:
+        run.rewind(found[-1][0] if found else 0)
+    return found[-1][1] if found else None
+
+
+def check_same_data(digest: str, began_with: str, what: str, sources: Sequence[str]) -> None:
+    """Refuse to go on with other data: a resumed run is the run that was not stopped. what: the data, in the plural.
+
+    Raises TrainingError.
+    """
+    if digest != began_with:
+        raise TrainingError(
+            f"{what} are not what they were when this run began",
+            where=", ".join(sources),
+            remedy="put the files back as they were, or start a new run",
+        )
 
 
 def rehearse(job: Job, hooks: Hooks) -> None:

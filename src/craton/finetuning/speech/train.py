@@ -21,7 +21,7 @@ from craton.config import parse
 from craton.config.sizes import parse_size
 from craton.data.speech import SpeechSet, read_speech
 from craton.data.speech_batches import FRAMES_PER_VECTOR, SpeechLoader, SpeechWriter
-from craton.errors import TrainingError, UnknownName, UsageError
+from craton.errors import UnknownName, UsageError
 from craton.finetuning.adapters import DEFAULT_ADAPTER
 from craton.finetuning.lora import apply_lora
 from craton.finetuning.merging import merge_adapter
@@ -47,8 +47,17 @@ from craton.store.runs import Run
 from craton.training.hardware import use_threads
 from craton.training.loop import Trainer
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 
 KIND: Final = "pretrain-speech"
 DIGEST_NAME: Final = "speech.sha256"
@@ -130,18 +139,10 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
             raise UsageError("this run stopped before its first step", where=str(run.folder), remedy="start it anew")
         base = _base(settings)
         data = _read(config["sources"], settings, base, hooks)
-        if data.training.digest != digest.read_text():
-            raise TrainingError(
-                "the recordings or texts are not what they were when this run began",
-                where=", ".join(config["sources"]),
-                remedy="put the files back as they were, or start a new run",
-            )
-        found = checkpoints(run.checkpoints_folder)
-        if ranks.is_first:
-            run.rewind(found[-1][0] if found else 0)
+        check_same_data(data.training.digest, digest.read_text(), "the recordings or texts", config["sources"])
         tokenizer = Tokenizer.from_folder(run.folder / "tokenizer")
         job = _job(settings, base, tokenizer, data, run.checkpoints_folder, ranks)
-        return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def _base(settings: SpeechTrainSettings) -> _Base | None:

@@ -19,7 +19,7 @@ from craton.config import parse
 from craton.config.sizes import parse_size
 from craton.data.picture_batches import PictureBatch, PictureLoader
 from craton.data.pictures import PictureSet
-from craton.errors import TrainingError, UsageError
+from craton.errors import UsageError
 from craton.modalities.image import ImagePreprocessing, read_preprocessing
 from craton.modalities.text import Tokenizer
 from craton.models import DualEncoder, DualEncoderConfig
@@ -37,8 +37,17 @@ from craton.store.runs import Run
 from craton.training.hardware import compute_dtype, use_threads
 from craton.training.loop import Trainer
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 
 KIND: Final = "pretrain-pairs"
 
@@ -102,17 +111,10 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
     with joined(settings.training.tensor_parallel) as ranks, at_work(run, ranks):
         _refuse_ranks(ranks)
         plan, data = Plan.load(run.folder), _read(config["sources"], settings, hooks)
-        if data.training.digest != plan.digest:
-            raise TrainingError(
-                "the pictures or captions are not what they were when this run began",
-                where=", ".join(config["sources"]),
-                remedy="put the files back as they were, or start a new run",
-            )
-        found = checkpoints(run.checkpoints_folder)
-        run.rewind(found[-1][0] if found else 0)
+        check_same_data(data.training.digest, plan.digest, "the pictures or captions", config["sources"])
         tokenizer = Tokenizer.from_folder(run.folder / "tokenizer")
         job = _job(settings, plan, tokenizer, data, run.checkpoints_folder, ranks)
-        return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def _refuse_ranks(ranks: Ranks) -> None:
