@@ -23,19 +23,22 @@ from craton.compression.shrink_settings import ShrinkSettings
 from craton.compression.structured_settings import StructuredSettings
 from craton.config import Settings
 from craton.config.resolve import section_of
-from craton.data.picture_batches import AugmentSettings
+from craton.data.augmentation import AugmentSettings
 from craton.data.prepare import PrepareSettings
 from craton.data.speech_batches import SpeechAugmentSettings
 from craton.evaluation.tasks import DataSettings, SplitSettings, TaskSettings
 from craton.finetuning.adapters import LoraSettings
 from craton.finetuning.settings import FinetuneSettings, ObjectiveSettings
 from craton.finetuning.speech.settings import SpeechTrainSettings
+from craton.inference.segmentation_settings import EverythingSettings
 from craton.inference.settings import EngineSettings, SamplingSettings
 from craton.inference.transcription_settings import TranscriptionSettings
 from craton.modalities.text.tokenizer_training import TokenizerSettings
+from craton.pretraining.image_chat.settings import ChatPretrainSettings
 from craton.pretraining.image_text.settings import PairPretrainSettings
 from craton.pretraining.images.settings import ImagePretrainSettings
 from craton.pretraining.ladder import LadderSettings
+from craton.pretraining.masks.settings import MaskPretrainSettings, PromptSettings, SceneSettings
 from craton.pretraining.settings import PretrainSettings, ShapeSettings
 from craton.prompting.prompt import AnswerSettings, ExampleSettings, Prompt
 from craton.prompting.settings import OptimizeSettings
@@ -74,6 +77,7 @@ SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Sampling", "Arguments of `generate` and `chat`, keys of a JSON line.", SamplingSettings),
     ("Engine", "Arguments of `craton.load`, flags of `generate` and `chat`.", EngineSettings),
     ("Transcription", "Arguments of `transcribe`, flags of `craton transcribe`.", TranscriptionSettings),
+    ("Segmenting everything", "Argument of `everything`, flags of `craton segment`.", EverythingSettings),
     (
         "Training",
         "The loop: table `[training]` of a recipe, flags of `pretrain`, `pretrain-images` and `finetune`.",
@@ -84,6 +88,10 @@ SETTINGS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Pretraining on pictures", "A recipe or flags of `craton pretrain-images`.", ImagePretrainSettings),
     ("Augment", "Table `[augment]` of such a recipe.", AugmentSettings),
     ("Pretraining on pairs", "A recipe or flags of `craton pretrain-pairs`.", PairPretrainSettings),
+    ("Joining for image chat", "A recipe or flags of `craton pretrain-chat`.", ChatPretrainSettings),
+    ("Pretraining on masks", "A recipe or flags of `craton pretrain-masks`.", MaskPretrainSettings),
+    ("Scenes", "Table `[scenes]` of such a recipe.", SceneSettings),
+    ("Prompts", "Table `[prompts]` of such a recipe.", PromptSettings),
     ("Training on speech", "A recipe or flags of `craton pretrain-speech`.", SpeechTrainSettings),
     ("Changed sound", "Table `[augment]` of such a recipe.", SpeechAugmentSettings),
     ("Scaling", "Flags of `craton scaling`.", LadderSettings),

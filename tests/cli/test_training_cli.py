@@ -255,7 +255,7 @@ def test_a_run_is_not_resumed_on_other_data(home, base, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     lines(data, *[{"text": f"{i} other {TEXT}"} for i in range(20)])
-    assert "not what it was" in craton(home, "runs", "resume", folder.name, status=2).stderr
+    assert "the data changed" in craton(home, "runs", "resume", folder.name, status=2).stderr
 
 
 # --- bad data -----------------------------------------------------------------------------------------------------

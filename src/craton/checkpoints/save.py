@@ -15,11 +15,12 @@ from craton.checkpoints.names import Entry
 from craton.checkpoints.pooling import MODES as POOLING_MODES
 from craton.checkpoints.safetensors import write_safetensors
 from craton.errors import CheckpointError
-from craton.modalities.image import FILE_NAME as PREPROCESSING_NAME
-from craton.modalities.image import ImagePreprocessing, ImageSplitting
+from craton.modalities.image import FILE_NAME, ImagePreprocessing, ImageSplitting
 from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, PoolingConfig
 
+# The second holds what a processor of texts and pictures together is told, or all of it.
+PREPROCESSING_NAMES = (FILE_NAME, "processor_config.json")
 HF_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -100,13 +101,17 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
 
 def save_preprocessing(preprocessing: ImagePreprocessing | ImageSplitting, folder: Path) -> None:
     """Write how pictures are prepared to `folder`, which is there. Raises StoreError if it cannot be written."""
-    _save_json(folder / PREPROCESSING_NAME, preprocessing.to_hf())
+    _save_json(folder / FILE_NAME, preprocessing.to_hf())
 
 
 def copy_preprocessing(source: Path, folder: Path) -> None:
-    """Copy what says how pictures are prepared from one model's folder to another's, if it is there."""
-    if (source / PREPROCESSING_NAME).is_file():
-        replace_file(folder / PREPROCESSING_NAME, (source / PREPROCESSING_NAME).read_bytes())
+    """Copy what says how pictures or sounds are prepared from one model's folder to that of a model made from it, if
+    it is there. Raises StoreError if it cannot be written."""
+    for name in PREPROCESSING_NAMES:
+        if (source / name).is_file():
+            with disk_errors(f"read {name}", source):
+                content = (source / name).read_bytes()
+            replace_file(folder / name, content)
 
 
 def _save_pooling(pooling: PoolingConfig, width: int, folder: Path) -> None:

@@ -19,6 +19,7 @@ from craton.cli.terminal import print_json, stderr, stdout
 from craton.cli.token_view import LEGEND, TRAINED, harmless, isolated, paint
 
 if TYPE_CHECKING:
+    from craton.data.chat_pictures import ChatPictures
     from craton.data.inspection import Inspection, Sample
     from craton.data.records import Reading
     from craton.data.rendering import RenderSettings
@@ -67,7 +68,7 @@ def inspect(
         raise UsageError("there is no data to look at", remedy="craton data inspect FILE")
     flags = {"max_tokens": max_tokens, "overlong": overlong, "template": template}
     settings = parse(RenderSettings, flags, where="the flags")
-    tokenizer, settings, decision = _tokenizer(model, settings)
+    tokenizer, pictures, settings, decision = _reader(model, settings)
     reading = Reading()
     checked = check_schema(
         read_records(sources, lines=lines, reading=reading),
@@ -75,7 +76,9 @@ def inspect(
         expected=TASKS[task] if task else (),
     )
     with _counting() as report:
-        found = inspect_records(checked, tokenizer=tokenizer, settings=settings, samples=samples, on_record=report)
+        found = inspect_records(
+            checked, tokenizer=tokenizer, settings=settings, samples=samples, on_record=report, pictures=pictures
+        )
     found.decisions += [decision] if decision else []
     if json:
         print_json({**found.as_dict(), "files": reading.files, "skipped": reading.skipped})
@@ -84,19 +87,26 @@ def inspect(
     sys.exit(1 if found.problem_count else 0)
 
 
-def _tokenizer(model: str | None, settings: RenderSettings) -> tuple[Tokenizer | None, RenderSettings, str | None]:
-    """The model's tokeniser; its context is the longest sequence where none was given, which is a decision to print."""
+def _reader(
+    model: str | None, settings: RenderSettings
+) -> tuple[Tokenizer | None, ChatPictures | None, RenderSettings, str | None]:
+    """The model's tokeniser, and how it is shown pictures, if it sees; its context is the longest sequence where none
+    was given, which is a decision to print."""
     if model is None:
-        return None, settings, None
+        return None, None, settings, None
     from craton import store
     from craton.checkpoints.checkpoint import Checkpoint
+    from craton.data.chat_pictures import ChatPictures
+    from craton.models import ImageChatConfig
 
     checkpoint = Checkpoint.open(store.find(model).path)
+    tokenizer, config = checkpoint.tokenizer(), checkpoint.config
+    pictures = ChatPictures(config, tokenizer, checkpoint.folder) if isinstance(config, ImageChatConfig) else None
     if settings.max_tokens is not None:
-        return checkpoint.tokenizer(), settings, None
+        return tokenizer, pictures, settings, None
     context = checkpoint.text_config.context
     decision = f"sequences of at most {context} tokens, the model's context"
-    return checkpoint.tokenizer(), settings.model_copy(update={"max_tokens": context}), decision
+    return tokenizer, pictures, settings.model_copy(update={"max_tokens": context}), decision
 
 
 @contextmanager

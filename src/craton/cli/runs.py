@@ -26,6 +26,8 @@ RESUMERS: Final = {
     "pretrain": "craton.cli.pretrain",
     "pretrain-images": "craton.cli.pretrain_images",
     "pretrain-pairs": "craton.cli.pretrain_pairs",
+    "pretrain-masks": "craton.cli.pretrain_masks",
+    "pretrain-chat": "craton.cli.pretrain_chat",
     "pretrain-speech": "craton.cli.pretrain_speech",
     "finetune": "craton.cli.finetune",
     "distill": "craton.cli.distill",

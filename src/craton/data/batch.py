@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from craton.data.example import UNTRAINED, Example
+from craton.data.example import UNTRAINED, Example, ShownPicture
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Batch:
 
     lengths: of the sequences, in order. sequences: how many of them each example has. labels: one for each example, -1
     where it has none. row: where every `row` tokens form one row of fixed length (windows of a token stream), that
-    length; attention then runs on rows of one shape, whatever documents they hold.
+    length; attention then runs on rows of one shape, whatever documents they hold. pictures: of all examples, in the
+    order of their tokens.
     """
 
     ids_T: Tensor
@@ -31,6 +32,7 @@ class Batch:
     sequences: tuple[int, ...]
     labels: Tensor
     row: int | None = None
+    pictures: tuple[ShownPicture, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -41,6 +43,10 @@ class Batch:
     def trained(self) -> int:
         """Positions that have a target."""
         return int((self.targets_T != UNTRAINED).sum())
+
+    def pixels(self) -> Tensor:
+        """What a model sees of all pictures: fp32 [tiles, channels, height, width], read from their files."""
+        return torch.from_numpy(np.concatenate([picture.read() for picture in self.pictures]))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
@@ -69,6 +75,7 @@ def collate(examples: Sequence[Example], row: int | None = None) -> Batch:
         sequences=tuple(len(example.sequences) for example in examples),
         labels=torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64),
         row=row,
+        pictures=tuple(picture for example in examples for picture in example.pictures),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,17 +30,31 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPicture:
+    """A picture whose tokens stand in an example's only sequence. end: behind its last token. digest: of what the model
+    sees of it. read: gives that, fp32 [tiles, channels, height, width], from the file each time, as the pictures of a
+    whole run do not fit the memory; it raises DataError if the file is not what it was."""
+
+    end: int
+    tiles: int
+    digest: bytes
+    read: Callable[[], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """Sequences that an objective looks at as one and that therefore never part: they share a micro-batch.
 
     One for language modelling and classification; chosen and rejected for preferences; anchor, positive and negatives
     for embeddings; the pieces of documents in one window of a stream of tokens for pretraining. label: the class, or
     for unpaired preferences whether the answer is wanted. origin: where it came from, "train.jsonl:17".
+    pictures: in the order of their tokens.
     """
 
     sequences: tuple[TokenSequence, ...]
     label: int | None = None
     origin: str = ""
+    pictures: tuple[ShownPicture, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from craton.data.chat_pictures import ChatPictures, pictures_of
 from craton.data.example import UNTRAINED, Example, TokenSequence
 from craton.data.forms import texts_of
 from craton.data.lengths import LengthReport, fit
@@ -93,20 +94,21 @@ def inspect_records(
     settings: RenderSettings = DEFAULT_RENDERING,
     samples: int = 3,
     on_record: Callable[[int], None] | None = None,
+    pictures: ChatPictures | None = None,
 ) -> Inspection:
     """Read all records, render them if there is a tokeniser, and keep `samples` of them, the same ones every time.
 
     Records that cannot be trained on become problems; what cannot be read is raised. on_record: is told how many
-    records have been read.
+    records have been read. pictures: of the tokeniser's model, if it sees.
     """
     found = Inspection(checked.schema, list(checked.decisions))
     renderer = None
     if tokenizer is not None:
-        renderer = Renderer(tokenizer, checked.schema, settings=settings)
+        renderer = Renderer(tokenizer, checked.schema, settings=settings, pictures=pictures)
         found.report = LengthReport()
     chosen = _Reservoir(samples)
     for record in checked:
-        found.texts.add(texts_of(record.value))
+        found.texts.add(texts_of(record.value), map(str, pictures_of(record.value.get("messages"))))
         if checked.schema in ("labelled", "binary"):
             found.labels[str(record.value["label"])] += 1
         if on_record is not None:
@@ -126,7 +128,9 @@ def inspect_records(
             found.kept += part.tokens
             found.trained += part.trained
             chosen.offer((record, part))
-    found.samples = [_sample(record, example, checked.schema, tokenizer) for record, example in chosen.items()]
+    found.samples = [
+        _sample(record, example, checked.schema, tokenizer, pictures) for record, example in chosen.items()
+    ]
     if renderer is not None and tokenizer is not None:
         found.decisions += _decisions(renderer, tokenizer)
         if checked.schema in ANSWERS and not settings.template and tokenizer.chat_template:
@@ -134,13 +138,20 @@ def inspect_records(
     return found
 
 
-def tokens_of(sequence: TokenSequence, tokenizer: Tokenizer) -> list[Token]:
-    """The tokens of a sequence for a reader. A token is trained if the position before it has it as its target."""
+def tokens_of(sequence: TokenSequence, tokenizer: Tokenizer, pictures: ChatPictures | None = None) -> list[Token]:
+    """The tokens of a sequence for a reader. A token is trained if the position before it has it as its target. All
+    that a picture, or a tile of one, becomes is shown as one mark."""
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
     trained = np.roll(sequence.targets != UNTRAINED, 1)
     trained[:1] = False
     tokens = []
+    of_a_tile = 0
     for token_id, is_trained in zip(sequence.ids.tolist(), trained.tolist(), strict=True):
+        if pictures is not None and token_id == pictures.token:
+            if of_a_tile % pictures.tokens == 0:
+                tokens.append(Token(f"{pictures.marker} x {pictures.tokens}", is_trained, True))
+            of_a_tile += 1
+            continue
         text = utf8.decode(tokenizer.token_bytes(token_id))
         special = token_id in tokenizer.special_ids
         tokens.append(Token(text.strip() if special else text, is_trained, special))
@@ -166,13 +177,19 @@ class _Reservoir:
         return [item for _, item in sorted(self._kept, key=lambda kept: kept[0])]
 
 
-def _sample(record: Record, example: Example | None, schema: Schema, tokenizer: Tokenizer | None) -> Sample:
+def _sample(
+    record: Record,
+    example: Example | None,
+    schema: Schema,
+    tokenizer: Tokenizer | None,
+    pictures: ChatPictures | None,
+) -> Sample:
     if example is None or tokenizer is None:
         return Sample(record, {})
     names = {"preference": ["chosen", "rejected"], "pairs": ["anchor", "positive"]}.get(schema, [schema])
     names += [f"negative {i + 1}" for i in range(len(example.sequences) - len(names))]
     sequences = zip(names, example.sequences, strict=True)
-    return Sample(record, {name: tokens_of(sequence, tokenizer) for name, sequence in sequences})
+    return Sample(record, {name: tokens_of(sequence, tokenizer, pictures) for name, sequence in sequences})
 
 
 def _sample_dict(sample: Sample) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class LengthReport:
     """What was rendered and what the policy did. records = what came in, examples = what came out.
 
     overlong: records with a sequence beyond the limit, of which `truncated` were cut, `split` were split and `dropped`
-    are gone: by the policy, or since truncation left a sequence without a trained token (`emptied`, part of `dropped`).
+    are gone: by the policy, or since truncation left a sequence without a trained token, or cut a picture's tokens
+    (`emptied`, part of `dropped`).
     """
 
     records: int = 0
@@ -61,7 +62,7 @@ def fit(
             report.dropped += 1
         case "truncate":
             cut = replace(example, sequences=tuple(_truncated(s, limit, special_ids) for s in example.sequences))
-            if any(
+            if any(picture.end > limit for picture in example.pictures) or any(
                 is_trained(whole) and not is_trained(part)
                 for whole, part in zip(example.sequences, cut.sequences, strict=True)
             ):

@@ -6,22 +6,32 @@ would teach the wrong thing in silence is refused: nothing to learn, two BOS, an
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from craton.data.example import Example, TokenSequence, next_token_targets, untrained
+from craton.data.chat_pictures import ChatPictures, opened, pictures_of
+from craton.data.example import Example, ShownPicture, TokenSequence, next_token_targets, untrained
 from craton.data.labels import LabelMap
 from craton.data.lengths import LengthReport, LengthSettings, fit
-from craton.data.records import Record
+from craton.data.records import HUB_PREFIX, Record
 from craton.data.schema import Schema
 from craton.errors import CratonError, DataError, UsageError
+from craton.modalities.image import read_image
 from craton.modalities.text import ChatTemplate, Tokenizer
 
 ANSWERS: Final[tuple[Schema, ...]] = ("prompt", "preference", "binary")
 """The schemas of a prompt and what follows it."""
+
+PICTURED: Final[Mapping[Schema, tuple[str, ...]]] = {"messages": ("messages",), "prompt": ("prompt", "completion")}
+"""The schemas whose records may show pictures, and the keys of the messages that do."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,12 +57,13 @@ def render_records(
     settings: RenderSettings = DEFAULT_RENDERING,
     labels: LabelMap | None = None,
     report: LengthReport | None = None,
+    pictures: ChatPictures | None = None,
 ) -> Iterator[Example]:
     """The examples of records that `check_schema` gave, none longer than `settings` allow; `report` is told the counts.
 
     Raises as `render_record` does, at the first record that cannot be used.
     """
-    renderer = Renderer(tokenizer, schema, settings=settings, labels=labels)
+    renderer = Renderer(tokenizer, schema, settings=settings, labels=labels, pictures=pictures)
     report = report if report is not None else LengthReport()
     for record in records:
         yield from fit(renderer.render(record), settings, tokenizer.special_ids, report)
@@ -65,17 +76,20 @@ def render_record(
     *,
     settings: RenderSettings = DEFAULT_RENDERING,
     labels: LabelMap | None = None,
+    pictures: ChatPictures | None = None,
 ) -> Example:
     """The example of one record in its schema's form, at its whole length.
 
     text: a document and its end, all of it learnt. prompt, binary: the completion and its end are. messages: what the
     assistant says, to the end of each turn. preference: chosen and rejected, each after the prompt. labelled, pairs:
-    only read; without `labels`, an example has no class.
+    only read; without `labels`, an example has no class. pictures: how the model is shown them, if it sees; messages
+    then name their files, relative to the data's.
 
-    Raises DataError (nothing to learn, two BOS, an end that is not learnt, an empty text), UsageError for malformed
-    messages and unknown labels, TemplateError where the chat template refuses; all name the line.
+    Raises DataError (nothing to learn, two BOS, an end that is not learnt, an empty text, a picture for a model that
+    does not see), UsageError for malformed messages, pictures that are not there and unknown labels, FileFormatError
+    for files that are no pictures, TemplateError where the chat template refuses; all name the line.
     """
-    return Renderer(tokenizer, schema, settings=settings, labels=labels).render(record)
+    return Renderer(tokenizer, schema, settings=settings, labels=labels, pictures=pictures).render(record)
 
 
 class Renderer:
@@ -92,11 +106,13 @@ class Renderer:
         *,
         settings: RenderSettings = DEFAULT_RENDERING,
         labels: LabelMap | None = None,
+        pictures: ChatPictures | None = None,
     ) -> None:
         _check_settings(settings, schema)
         self.stops: set[int] = set()
         self.apart = 0
         self._tokenizer, self._schema, self._settings, self._labels = tokenizer, schema, settings, labels
+        self._pictures = pictures
         self._ends = tokenizer.special_ids.union(tokenizer.eos_ids)
         self._bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
         self._end = self._end_of_sequence()
@@ -107,10 +123,59 @@ class Renderer:
     def render(self, record: Record) -> Example:
         """The example of one record. Raises as `render_record` does."""
         try:
-            return Example(tuple(self._sequences(record.value)), self._label(record.value), record.origin)
+            value, files = self._opened(record)
+            sequences = tuple(self._sequences(value))
+            shown = tuple(self._shown(value, files, sequences))
+            return Example(sequences, self._label(value), record.origin, shown)
         except CratonError as error:
             error.where = ", ".join(filter(None, (record.origin, error.where)))
             raise
+
+    def _opened(self, record: Record) -> tuple[Mapping[str, Any], list[Path]]:
+        """The record with the pixels of its pictures in their places, and the files that they are in."""
+        value, files = dict(record.value), list[Path]()
+
+        def read(name: Any) -> npt.NDArray[np.uint8]:
+            if self._pictures is None:
+                raise DataError(
+                    "a picture is shown, and this model sees none", remedy="take one that does, such as SmolVLM"
+                )
+            if not isinstance(name, str) or record.origin.startswith(HUB_PREFIX):
+                raise DataError(
+                    "a picture is the name of a file, relative to the data's",
+                    remedy='{"type": "image", "image": "pictures/cat.png"}',
+                )
+            files.append(Path(re.sub(r"[:#]\d+$", "", record.origin)).parent / name)
+            return read_image(files[-1])
+
+        for key in PICTURED.get(self._schema, ()):
+            value[key] = opened(value[key], read)
+        return value, files
+
+    def _shown(
+        self, value: Mapping[str, Any], files: Sequence[Path], sequences: Sequence[TokenSequence]
+    ) -> Iterator[ShownPicture]:
+        if self._pictures is None:
+            return
+        pixels = [picture for key in PICTURED.get(self._schema, ()) for picture in pictures_of(value[key])]
+        if not pixels:
+            if any((sequence.ids == self._pictures.token).any() for sequence in sequences):
+                raise DataError(
+                    f"a text holds {self._pictures.marker!r}, which stands for a picture",
+                    remedy="take it out; pictures are parts of messages",
+                )
+            return
+        (sequence,) = sequences
+        if (sequence.targets == self._pictures.token).any():
+            raise DataError("a picture stands in an answer", remedy="show it in a user's message")
+        seen = [self._pictures.prepare(picture) for picture in pixels]
+        places = self._pictures.places(sequence.ids.tolist(), sum(map(len, seen)))
+        first = 0
+        for file, tiles in zip(files, seen, strict=True):
+            first += len(tiles)
+            digest = hashlib.sha256(tiles.tobytes()).digest()
+            read = partial(_read_again, file, self._pictures, digest)
+            yield ShownPicture(places[first - 1] + self._pictures.tokens, len(tiles), digest, read)
 
     def _sequences(self, value: Mapping[str, Any]) -> Iterator[TokenSequence]:
         match self._schema:
@@ -239,7 +304,11 @@ class Renderer:
 
     def _template(self, with_tools: bool) -> ChatTemplate:
         if with_tools not in self._templates:
-            self._templates[with_tools] = ChatTemplate.of(self._tokenizer, with_tools=with_tools)
+            self._templates[with_tools] = (
+                ChatTemplate.of(self._tokenizer, with_tools=with_tools)
+                if self._pictures is None
+                else self._pictures.template(with_tools=with_tools)
+            )
         return self._templates[with_tools]
 
     def _encode(self, text: str) -> list[int]:
@@ -262,6 +331,15 @@ def _check_settings(settings: RenderSettings, schema: Schema) -> None:
             where="template",
             remedy="leave it out" + ("; messages use it anyway" if schema == "messages" else ""),
         )
+
+
+def _read_again(file: Path, pictures: ChatPictures, digest: bytes) -> npt.NDArray[np.float32]:
+    tiles = pictures.prepare(read_image(file))
+    if hashlib.sha256(tiles.tobytes()).digest() != digest:
+        raise DataError(
+            "this picture is not what it was when the data was read", where=str(file), remedy="put it back as it was"
+        )
+    return tiles
 
 
 def _filled(text: str, name: str) -> str:

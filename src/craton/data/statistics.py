@@ -50,9 +50,10 @@ class TextStatistics:
         self._invisible = 0
         self._seen: set[bytes] = set()
 
-    def add(self, parts: Iterable[str]) -> bool:
-        """Take the texts of one record; gives whether the same ones, in this order, were there before."""
-        digest = hashlib.blake2b(digest_size=12)
+    def add(self, parts: Iterable[str], beside: Iterable[str] = ()) -> bool:
+        """Take the texts of one record; gives whether the same ones, in this order, were there before. beside: names of
+        what else tells records apart, and is no text (pictures)."""
+        digest = hashlib.blake2b(repr(tuple(beside)).encode(), digest_size=12)
         length = 0
         for part in parts:
             digest.update(part.encode("utf-8", "surrogatepass") + b"\xff")  # a byte that no text has

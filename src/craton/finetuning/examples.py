@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from craton.data.chat_pictures import ChatPictures
 from craton.data.example import Example
 from craton.data.labels import LabelMap
 from craton.data.lengths import LengthReport
@@ -27,7 +28,7 @@ MOST_HELD_OUT: Final = 2000
 class ExampleSet:
     """What a run learns from and what it is scored on. decisions: how the data was understood, a sentence each.
 
-    digest: of all tokens, targets and labels, so that a resumed run can tell that its data is the same.
+    digest: of all tokens, targets, labels and pictures, so that a resumed run can tell that its data is the same.
     """
 
     schema: Schema
@@ -45,6 +46,8 @@ class ExampleSet:
             for sequence in example.sequences:
                 state.update(sequence.ids.tobytes())
                 state.update(sequence.targets.tobytes())
+            for picture in example.pictures:
+                state.update(picture.digest)
         return state.hexdigest()
 
 
@@ -54,8 +57,9 @@ def read_examples(
     tokenizer: Tokenizer,
     context: int,
     on_progress: Callable[[str], None] = lambda doing: None,
+    pictures: ChatPictures | None = None,
 ) -> ExampleSet:
-    """The examples of `sources` and of `settings.evaluation`.
+    """The examples of `sources` and of `settings.evaluation`. pictures: how the model is shown them, if it sees.
 
     Raises DataError and FileFormatError with the line for data that the task cannot use, UsageError where nothing is
     left to train on.
@@ -82,8 +86,12 @@ def read_examples(
     def rendered(some: Sequence[Record], name: str) -> list[Example]:
         on_progress(f"tokenising {len(some):,} records of {name}")
         report = LengthReport()
-        found = render_records(some, tokenizer, checked.schema, settings=rendering, labels=labels, report=report)
+        found = render_records(
+            some, tokenizer, checked.schema, settings=rendering, labels=labels, report=report, pictures=pictures
+        )
         examples = list(found)
+        if shown := sum(len(example.pictures) for example in examples):
+            decisions.append(f"{name}: {shown:,} pictures in {len(examples):,} conversations")
         if report.overlong:
             decisions.append(
                 f"{name}: {report.overlong} of {report.records} records are longer than {limit} tokens: "

@@ -15,23 +15,35 @@ from torch import nn
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families import Family, classifier_family
-from craton.checkpoints.save import save_checkpoint, save_tokenizer
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint, save_tokenizer
 from craton.config import parse
 from craton.data.batch import Batch
+from craton.data.chat_pictures import ChatPictures
 from craton.data.labels import LabelMap
 from craton.data.loader import ListSource, Loader
-from craton.errors import TrainingError, UsageError
+from craton.errors import UsageError
 from craton.finetuning import pictures
 from craton.finetuning.adapter_files import check_saveable, save_adapter
+from craton.finetuning.adapters import DEFAULT_ADAPTER, LoraSettings, select_linears
 from craton.finetuning.examples import ExampleSet, read_examples
-from craton.finetuning.lora import apply_lora, disabled
+from craton.finetuning.lora import LowRank, add_adapters, apply_lora, disabled, linear_layers
 from craton.finetuning.objectives.classification import Classification
 from craton.finetuning.objectives.contrastive import InfoNCE
 from craton.finetuning.objectives.preference import DPO, KTO, ORPO, ReferenceTable
 from craton.finetuning.quantized_base import quantize_base
 from craton.finetuning.settings import KIND, FinetuneSettings, Task
 from craton.modalities.text import Tokenizer
-from craton.models import CausalLM, Classifier, Embedder, Encoder, PoolingConfig, TextModel, TextModelConfig
+from craton.models import (
+    CausalLM,
+    Classifier,
+    Embedder,
+    Encoder,
+    ImageChat,
+    ImageChatConfig,
+    PoolingConfig,
+    TextModel,
+    TextModelConfig,
+)
 from craton.store import find
 from craton.store.artifacts import check_model_name
 from craton.store.manifest import Parent
@@ -39,12 +51,22 @@ from craton.store.models import StoredModel
 from craton.store.runs import Run
 from craton.training.cross_entropy import NextToken
 from craton.training.hardware import compute_dtype, use_threads
+from craton.training.image_chat import SeeingNextToken
 from craton.training.loop import Trainer
 from craton.training.objective import Objective
 from craton.training.optimisers import free_weights
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 
 FACTS_NAME: Final = "facts.json"
 LABELS_NAME: Final = "labels.json"
@@ -102,7 +124,8 @@ def finetune(
             )
         tokenizer = checkpoint.tokenizer()
         # Data that cannot be used is refused before there is a run.
-        data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
+        data = _read(sources, settings, checkpoint, tokenizer, hooks)
+        _refuse_ranks(data, ranks)
         build = partial(_job, base, checkpoint, tokenizer, data, settings, ranks=ranks, hooks=hooks)
         if dry_run:
             rehearse(build(None), hooks)
@@ -135,19 +158,30 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
         if not isinstance(checkpoint.config, TextModelConfig):
             return pictures.resume(run, base, checkpoint, sources, settings, hooks, ranks)
         tokenizer = checkpoint.tokenizer()
-        data = read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress)
+        data = _read(sources, settings, checkpoint, tokenizer, hooks)
         facts = run.folder / FACTS_NAME
-        if facts.exists() and json.loads(facts.read_bytes())["data"] != data.digest:
-            raise TrainingError(
-                "the data is not what it was when this run began",
-                where=", ".join(sources),
-                remedy="put the files back as they were, or start a new run",
-            )
-        found = checkpoints(run.checkpoints_folder)
-        if ranks.is_first:
-            run.rewind(found[-1][0] if found else 0)
+        if facts.exists():
+            check_same_data(json.loads(facts.read_bytes())["data"], data.digest, "the data", sources)
         job = _job(base, checkpoint, tokenizer, data, settings, run.checkpoints_folder, ranks=ranks, hooks=hooks)
-        return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
+
+
+def _read(
+    sources: Sequence[str], settings: FinetuneSettings, checkpoint: Checkpoint, tokenizer: Tokenizer, hooks: Hooks
+) -> ExampleSet:
+    config, seen = checkpoint.config, None
+    if isinstance(config, ImageChatConfig):
+        seen = ChatPictures(config, tokenizer, checkpoint.folder)
+    return read_examples(sources, settings, tokenizer, checkpoint.text_config.context, hooks.on_progress, pictures=seen)
+
+
+def _refuse_ranks(data: ExampleSet, ranks: Ranks) -> None:
+    if ranks.world > 1 and any(example.pictures for example in (*data.training, *data.held_out)):
+        raise UsageError(
+            "conversations with pictures are trained in one process: where a rank has none in a step, it would not "
+            "take part in what the others gather of the vision tower",
+            remedy="start it without torchrun",
+        )
 
 
 def _job(
@@ -206,7 +240,7 @@ def _job(
             *decisions,
             f"activations in {str(dtype).removeprefix('torch.')}: {why}",
         ),
-        save=lambda target: _save(learner, base, tokenizer, settings, target),
+        save=lambda target: _save(learner, base, checkpoint, tokenizer, settings, target),
         licence=base.licence,
         tensorboard=settings.tensorboard,
     )
@@ -242,10 +276,14 @@ def _learner(
         family = classifier_family(family)
     if full:
         free_weights(saved)
+        if isinstance(saved, ImageChat):
+            saved.vision.requires_grad_(False)
     else:
         lora = settings.lora.model_copy(update={"dora": settings.method == "dora" or settings.lora.dora})
-        layers = apply_lora(saved, lora)
+        layers = _adapt_seeing(saved, lora) if isinstance(saved, ImageChat) else apply_lora(saved, lora)
         decisions.append(f"adapter of rank {lora.rank} on {len(layers)} layers, scale {lora.scale:.3g}")
+    if isinstance(saved, ImageChat):
+        decisions.append("the vision tower stays as it is; the projector is trained like the language model")
     for parameter in saved.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -257,12 +295,23 @@ def _learner(
     return _Learner(Embedder(backbone, pooling), saved, family, pooling), decisions
 
 
+def _adapt_seeing(model: ImageChat, lora: LoraSettings) -> list[str]:
+    """Adapters on the language model's layers that are meant, and on the projector's where all are."""
+    layers = [name for name in linear_layers(model) if not name.startswith("vision.")]
+    of_projector = [name for name in layers if name.startswith("projector.")]
+    chosen = select_linears(lora.targets, [name for name in layers if name not in of_projector])
+    if {"all", "all-linear"}.intersection(lora.targets):
+        chosen += of_projector
+    add_adapters(model, DEFAULT_ADAPTER, chosen, lambda _, linear: LowRank.fresh(linear, lora))
+    return chosen
+
+
 def _objective(settings: FinetuneSettings, learner: _Learner) -> Objective:
     chosen = settings.objective
     reference = ReferenceTable() if settings.method == "full" else partial(disabled, learner.model)
     match settings.task:
         case "sft":
-            return NextToken()
+            return SeeingNextToken() if isinstance(learner.model, ImageChat) else NextToken()
         case "classify":
             return Classification()
         case "embed":
@@ -301,12 +350,15 @@ def _held_out(data: ExampleSet, micro_tokens: int, ranks: Ranks, objective: Obje
 def _save(
     learner: _Learner,
     base: StoredModel,
+    checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     settings: FinetuneSettings,
     folder: Path,
 ) -> None:
     if settings.method == "full":
         save_checkpoint(learner.saved, learner.family, folder, tokenizer=tokenizer, pooling=learner.pooling)
+        if isinstance(learner.saved, ImageChat):
+            copy_preprocessing(checkpoint.folder, folder)
         return
     task = "FEATURE_EXTRACTION" if settings.task == "embed" else None
     save_adapter(learner.saved, learner.family, folder, base=_reference(base), task=task)  # type: ignore[arg-type]

@@ -66,7 +66,8 @@ class LowRank(nn.Module):
         h_TR = F.linear(dropped_TI, self.a.to(x_TI.dtype))
         b_RO = self.b.to(x_TI.dtype).T
         if self.magnitude is None:
-            return torch.addmm(y_TO, h_TR, b_RO, alpha=self.scale)
+            # Patches come by pictures, with one dimension more.
+            return torch.addmm(y_TO.flatten(0, -2), h_TR.flatten(0, -2), b_RO, alpha=self.scale).view_as(y_TO)
         # m (W + s B A) x / |W + s B A|, written as a change of y; the norm is taken as a constant (DoRA, section 4.3).
         gain_O = self.magnitude / self.row_norms(base)
         update_TO = (h_TR @ b_RO) * (self.scale * gain_O).to(x_TI.dtype)

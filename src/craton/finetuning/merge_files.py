@@ -20,7 +20,7 @@ from craton.checkpoints.families.family import Family
 from craton.checkpoints.families.heads import published_pooling
 from craton.checkpoints.gguf_export import save_gguf
 from craton.checkpoints.peft_reader import AdapterSummary, read_summary
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.config.resolve import DEFAULT
 from craton.errors import CheckpointError, UnknownName, UsageError
 from craton.finetuning.adapter_files import load_adapter
@@ -34,6 +34,7 @@ from craton.models import (
     CausalLM,
     Classifier,
     Encoder,
+    ImageChatConfig,
     ImageClassifier,
     ImageClassifierConfig,
     TextModelConfig,
@@ -139,6 +140,8 @@ def merge_files(
             save_checkpoint(
                 model, family, target, tokenizer=tokenizer, pooling=checkpoint.pooling, preprocessing=preprocessing
             )
+            if isinstance(checkpoint.config, ImageChatConfig):
+                copy_preprocessing(checkpoint.folder, target)
             title = name or target.name
             card = model_card(run, name=title, licence=parent.licence, metrics={})
             replace_file(target / "README.md", card.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from craton.errors import CheckpointError, TemplateError, UsageError
-from craton.modalities.image import check_pixels, read_image, read_preprocessing
-from craton.modalities.image.preprocessing import processor_kind, processor_values
-from craton.modalities.image.splitting import IMAGE, TYPES, read_splitting
+from craton.data.chat_pictures import ChatPictures, opened, pictures_of
+from craton.errors import UsageError
+from craton.modalities.image import check_pixels, read_image
 from craton.modalities.text import Tokenizer
-from craton.modalities.text.chat import ChatTemplate
 from craton.models import CausalLM, ImageChat, ImageChatConfig
 
 Message = Mapping[str, Any]
@@ -116,23 +114,8 @@ class PictureRenderer:
     def __init__(self, config: ImageChatConfig, tokenizer: Tokenizer, folder: Path) -> None:
         """folder: of the checkpoint. Raises CheckpointError where its files do not say how pictures are prepared, or
         prepare them for another model."""
-        self._config, self._tokenizer = config, tokenizer
-        marker = tokenizer.backend.id_to_token(config.image_token)
-        kind = processor_kind(processor_values(folder)[0])
-        self._splitting = read_splitting(folder) if kind in TYPES else None
-        self._preprocessing = read_preprocessing(folder) if self._splitting is None else self._splitting.whole
-        given, seen = self._preprocessing.crop or self._preprocessing.size, config.vision.image
-        if given != seen:
-            raise CheckpointError(
-                f"pictures come out at {given[0]} x {given[1]} pixels, and the model sees {seen[0]} x {seen[1]}",
-                where=str(folder),
-                remedy="its preprocessor_config.json belongs to another model",
-            )
-        if marker is None or (self._splitting is not None and marker != IMAGE):
-            raise CheckpointError(
-                f"the image token {config.image_token} is {marker!r} to the tokenizer", where=str(folder)
-            )
-        self.marker = marker
+        self._tokenizer = tokenizer
+        self._pictures = ChatPictures(config, tokenizer, folder)
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
@@ -142,102 +125,18 @@ class PictureRenderer:
         Raises UsageError for malformed messages, and where the template's places for pictures are not as many as the
         pictures; FileFormatError for what is no picture; TemplateError as `craton.modalities.text.render` does.
         """
-        template = _SeeingTemplate.of(self._tokenizer, with_tools=bool(tools))
-        text = template.render_text(messages, tools=tools, add_generation_prompt=True, **variables)
-        given = [part["image"] for message in messages for part in _image_parts(message.get("content"))]
-        before, *rest = text.split(self.marker)
-        if len(rest) != len(given):
-            raise UsageError(
-                f"the conversation has {len(rest)} places for {len(given)} pictures",
-                where="messages",
-                remedy=f"write no {self.marker!r} in a text; give pictures as parts of a user's message",
-            )
-        tiles: list[NDArray[np.float32]] = []
-        for source, after in zip(given, rest, strict=True):
-            written, more = self._prepare(_read(source))
-            before += written + after
-            tiles += more
-        ids, _ = self._tokenizer.encode_with_offsets(before)
-        tokenizer = self._tokenizer
-        if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
-            raise TemplateError("the rendered conversation begins with two BOS tokens", where="chat template")
-        return Prompt(ids, tuple(self._placed(ids, tiles)), before)
-
-    def _prepare(self, pixels: NDArray[np.uint8]) -> tuple[str, list[NDArray[np.float32]]]:
-        """What is written in a picture's place, and what the model sees of it."""
-        tokens = self._config.picture_tokens
-        if self._splitting is None:
-            return self.marker * tokens, [self._preprocessing.prepare(pixels)]
-        return self._splitting.grid(*pixels.shape[:2]).text(tokens), list(self._splitting.prepare(pixels))
-
-    def _placed(self, ids: Sequence[int], tiles: Sequence[NDArray[np.float32]]) -> Iterable[PromptPicture]:
-        # All image tokens of the ids are tiles', one tile after the other.
-        places = [place for place, token in enumerate(ids) if token == self._config.image_token]
-        tokens = self._config.picture_tokens
-        if len(places) != tokens * len(tiles):
-            raise CheckpointError(
-                f"{self.marker!r} is not one token: {tokens * len(tiles)} became {len(places)}",
-                where="tokenizer",
-                remedy="the tokenizer belongs to another model",
-            )
-        for number, tile in enumerate(tiles):
-            yield PromptPicture(places[number * tokens], tokens, tile)
-
-
-class _SeeingTemplate(ChatTemplate):
-    """The model's template over messages with pictures. The checks of messages know text alone, so pictures are taken
-    out before and put back, as parts without pixels, after them."""
-
-    def _chat(self, messages: Sequence[Message], *rest: Any) -> Any:
-        pictured = isinstance(messages, Sequence) and not isinstance(messages, str)
-        given = list(messages) if pictured and all(isinstance(message, Mapping) for message in messages) else []
-        places = [_places(message.get("content")) for message in given]
-        if any(places) and not self._compiled.takes_parts:
-            raise UsageError(
-                "this model's chat template has no place for pictures", remedy="use a template made for them"
-            )
-        bare = [
-            {**message, "content": [part for part in message["content"] if not _is_image(part)]}
-            if places[i]
-            else message
-            for i, message in enumerate(given)
-        ]
-        chat = super()._chat(bare if given else messages, *rest)
-        if self._compiled.takes_parts:
-            for message, at in zip(chat.messages, places, strict=True):
-                if isinstance(message.get("content"), str):
-                    # Such a template would pass over a text that is no part of a list.
-                    message["content"] = [{"type": "text", "text": message["content"]}]
-                for place in at:
-                    message["content"].insert(place, {"type": "image"})
-        return chat
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "image"
-
-
-def _places(content: Any) -> list[int]:
-    """The numbers of the parts of a message's content that are pictures."""
-    if not isinstance(content, list | tuple):
-        return []
-    for part in content:
-        if _is_image(part) and "image" not in part:
-            raise UsageError(
-                "a picture's part has no picture", where="messages", remedy='{"type": "image", "image": "cat.png"}'
-            )
-    return [number for number, part in enumerate(content) if _is_image(part)]
-
-
-def _image_parts(content: Any) -> list[Any]:
-    return [content[number] for number in _places(content)]
+        seen = opened(messages, _read)
+        template = self._pictures.template(with_tools=bool(tools))
+        rendered = template.render(seen, self._tokenizer, tools=tools, add_generation_prompt=True, **variables)
+        tiles = [tile for pixels in pictures_of(seen) for tile in self._pictures.prepare(pixels)]
+        places = self._pictures.places(rendered.ids, len(tiles))
+        pictures = (PromptPicture(at, self._pictures.tokens, tile) for at, tile in zip(places, tiles, strict=True))
+        return Prompt(rendered.ids, tuple(pictures), rendered.text)
 
 
 def has_pictures(messages: Any) -> bool:
     """Whether some part of some message is a picture."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        return False
-    return any(isinstance(message, Mapping) and _places(message.get("content")) for message in messages)
+    return bool(pictures_of(messages, key="type"))
 
 
 def _read(source: Any) -> NDArray[np.uint8]:

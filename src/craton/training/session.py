@@ -106,13 +106,13 @@ def last_checkpoint(run: Run, ranks: Ranks) -> Path | None:
 
 
 def check_same_data(digest: str, began_with: str, what: str, sources: Sequence[str]) -> None:
-    """Refuse to go on with other data: a resumed run is the run that was not stopped. what: the data, in the plural.
+    """Refuse to go on with other data: a resumed run is the run that was not stopped. what: the data.
 
     Raises TrainingError.
     """
     if digest != began_with:
         raise TrainingError(
-            f"{what} are not what they were when this run began",
+            f"this run began with other data: {what} changed",
             where=", ".join(sources),
             remedy="put the files back as they were, or start a new run",
         )

@@ -189,7 +189,8 @@ def test_llava_1_5_as_its_file_shortens_it():
     [
         ({"vision_feature_layer": -9}, "layer -9"),
         ({"vision_feature_select_strategy": "some"}, "not supported"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "not supported"),
+        ({"vision_config": {"model_type": "vit"}}, "not supported"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_feature_select_strategy"),
         ({"text_config": {"model_type": "mamba"}}, "mamba"),
         ({"image_token_index": 99}, "vocabulary"),
         ({"vision_feature_layer": [-2, -5]}, "type int"),

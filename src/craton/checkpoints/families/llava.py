@@ -1,7 +1,8 @@
-"""LLaVA 1.5 (Liu 2023, arXiv 2310.03744), in Hugging Face's layout: CLIP, two linear layers, and Llama or Mistral.
+"""LLaVA 1.5 (Liu 2023, arXiv 2310.03744), in Hugging Face's layout: CLIP or SigLIP, two linear layers, and Llama or
+Mistral.
 
-Particular: the pictures' tokens are what a layer before CLIP's last gives, so what comes after that layer is not read,
-and is not saved again.
+Particular: the pictures' tokens are what a layer before the tower's last gives, so what comes after that layer is not
+read, and is not saved again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from craton.checkpoints.families import clip, llama, mistral
+from craton.checkpoints.families import clip, llama, mistral, siglip
 from craton.checkpoints.families.clip import nested
 from craton.checkpoints.families.decoder import decoder_entries, read_activation, write_activation
 from craton.checkpoints.families.family import Family, Keys
@@ -29,6 +30,7 @@ VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 336,
     "patch_size": 14,
 }
+CLIP_TOWER, SIGLIP_TOWER = "clip_vision_model", "siglip_vision_model"
 LLAMA_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -72,26 +74,36 @@ def with_pictures(text: CausalLMConfig, **fields: Any) -> ImageChatConfig:
 
 def read_config(keys: Keys) -> ModelConfig:
     """config.json -> ours."""
-    vision = nested(keys, "vision_config", VISION_DEFAULTS)
-    vision.refuse("model_type", "clip_vision_model")
+    vision = nested(keys, "vision_config", {})
+    vision.refuse("model_type", CLIP_TOWER, SIGLIP_TOWER)
+    clips = vision.get("model_type", str, CLIP_TOWER) == CLIP_TOWER
     strategy = keys.get("vision_feature_select_strategy", str, "default")
-    if strategy not in ("default", "full"):
+    if not clips:
+        # SigLIP has no class token, and "default" would leave out its first patch.
+        keys.refuse("vision_feature_select_strategy", "full")
+        keys.need("vision_feature_select_strategy", str)
+    elif strategy not in ("default", "full"):
         keys.refuse("vision_feature_select_strategy", "default", "full")
     tied = keys.get("tie_word_embeddings", bool, False)
     tied = tied or nested(keys, "text_config", {}).get("tie_word_embeddings", bool, False)
     return with_pictures(
         read_text(keys, tied=tied),
-        vision=_read_vision(keys, vision),
+        vision=_read_vision(keys, vision, clips=clips),
         image_token=keys.get("image_token_index", int, keys.get("image_token_id", int, 32000)),
-        keep_class=strategy == "full",
+        keep_class=clips and strategy == "full",
         projector_activation=read_activation(keys, "projector_hidden_act", "gelu"),
         projector_bias=keys.get("multimodal_projector_bias", bool, True),
     )
 
 
-def _read_vision(keys: Keys, vision: Keys) -> VisionConfig:
-    # CLIP up to the layer that is read.
-    whole = clip.read_vision(vision, 0)
+def _read_vision(keys: Keys, vision: Keys, *, clips: bool) -> VisionConfig:
+    # The tower up to the layer that is read.
+    if clips:
+        whole = clip.read_vision(vision.defaulting(**VISION_DEFAULTS), 0)
+    else:
+        headless = {key: value for key, value in vision.values.items() if key != "vision_use_head"}
+        given = Keys(headless, vision.where, vision.tensors).defaulting(**siglip.SIDE_DEFAULTS)
+        whole = siglip.read_vision(given).model_copy(update={"pooling": "mean"})
     count, layer = len(whole.trunk.layers), keys.get("vision_feature_layer", int, -2)
     used = layer + count + 1 if layer < 0 else layer
     if not 0 < used <= count:
@@ -107,7 +119,10 @@ def _read_vision(keys: Keys, vision: Keys) -> VisionConfig:
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """Ours -> config.json."""
     assert isinstance(config, ImageChatConfig)
-    vision = write_tower(config.vision.trunk) | write_pictures(config.vision)
+    if config.vision.class_token:
+        vision = write_tower(config.vision.trunk) | write_pictures(config.vision) | {"model_type": CLIP_TOWER}
+    else:
+        vision = siglip.write_vision(config.vision) | {"vision_use_head": False}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -117,8 +132,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "projector_hidden_act": write_activation(config.projector_activation),
         "tie_word_embeddings": config.tied,
         "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full" if config.keep_class else "default",
-        "vision_config": vision | {"model_type": "clip_vision_model"},
+        "vision_feature_select_strategy": "default" if config.vision.extra > config.keep_class else "full",
+        "vision_config": vision,
         "text_config": write_text(config),
     }
 
@@ -140,9 +155,10 @@ def entries(config: ModelConfig) -> list[Entry]:
     assert isinstance(config, ImageChatConfig)
     projector = {"up": "multi_modal_projector.linear_1", "down": "multi_modal_projector.linear_2"}
     kinds = ("weight", "bias") if config.projector_bias else ("weight",)
+    tower = clip if config.vision.class_token else siglip
     seen = [
         entry
-        for entry in clip.vision_entries(config.vision, "vision.")
+        for entry in tower.vision_entries(config.vision, "vision.")
         if not entry.ours[0].startswith("vision.trunk.final_norm.")
     ]
     return [
@@ -158,9 +174,9 @@ LLAVA = Family(
     read_config=read_config,
     write_config=write_config,
     entries=entries,
-    # CLIP's layers after the one that is read, its last norm, and buffers.
+    # The tower's layers after the one that is read, its last norm, SigLIP's pooling, and buffers.
     ignored=(
-        r"vision_tower\.vision_model\.(encoder\.layers\.\d+|post_layernorm)\..*",
+        r"vision_tower\.vision_model\.(encoder\.layers\.\d+|post_layernorm|head)\..*",
         r"vision_tower\.vision_model\.embeddings\.position_ids",
         r"language_model\..*\.rotary_emb\.inv_freq",
     ),
@@ -171,4 +187,6 @@ LLAVA = Family(
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     ),
+    # In transformers' class since 5, as PEFT's files name them.
+    modules=((r"^language_model\.model\.", "language_model."), (r"^language_model\.lm_head$", "lm_head")),
 )
