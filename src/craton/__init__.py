@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from craton.finetuning.loading import load, load_images
     from craton.inference.images import ImageModel
     from craton.inference.model import Model
+    from craton.inference.segmentation import load_segmenter
 
 __version__ = "0.1.0"
-__all__ = ["CratonError", "ImageModel", "Model", "__version__", "load", "load_images"]
+__all__ = ["CratonError", "ImageModel", "Model", "__version__", "load", "load_images", "load_segmenter"]
 
 
 def __getattr__(name: str) -> object:
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> object:
         from craton.finetuning import loading
 
         return getattr(loading, name)
+    if name == "load_segmenter":
+        from craton.inference.segmentation import load_segmenter
+
+        return load_segmenter
     if name == "ImageModel":
         from craton.inference.images import ImageModel
 

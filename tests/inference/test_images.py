@@ -123,5 +123,5 @@ def test_a_checkpoint_that_does_not_say_how_pictures_are_prepared(seeing_folders
 def test_what_sees(seeing_folders, minilm_folder):
     assert sees(seeing_folders["dinov3"])
     assert not sees(minilm_folder)
-    with pytest.raises(UsageError, match="sees nothing"):
+    with pytest.raises(UsageError, match="makes no vectors"):
         load_images(minilm_folder)

@@ -131,7 +131,7 @@ class Checkpoint:
             raise UsageError(
                 f"{self.hf['architectures'][0]} sees pictures, and this is for models of text",
                 where=str(self.path),
-                remedy="use craton classify, search, features or embed, or take a language model",
+                remedy="use craton classify, search, features, embed or segment, or take a language model",
             )
         return self.config
 

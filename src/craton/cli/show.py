@@ -66,13 +66,19 @@ def _facts(name: str) -> dict[str, Any]:
 
 def _senses(checkpoint: Checkpoint) -> dict[str, Any]:
     """What it reads: tokens of a text, pictures, or both."""
-    from craton.models import DualEncoderConfig, ImageClassifierConfig, TextModelConfig, VisionConfig
+    from craton.models import (
+        DualEncoderConfig,
+        ImageClassifierConfig,
+        SegmenterConfig,
+        TextModelConfig,
+        VisionConfig,
+    )
 
     config = checkpoint.config
     facts: dict[str, Any] = {}
     if isinstance(config, TextModelConfig | DualEncoderConfig):
         facts = {"vocabulary": config.vocab, "context": config.context}
-    if isinstance(config, DualEncoderConfig):
+    if isinstance(config, DualEncoderConfig | SegmenterConfig):
         vision: VisionConfig | None = config.vision
     else:
         vision = config.backbone if isinstance(config, ImageClassifierConfig) else None

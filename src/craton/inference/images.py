@@ -302,8 +302,8 @@ def load_images(
     checkpoint = Checkpoint.open(find(str(name)).path)
     if not isinstance(checkpoint.config, SeeingConfig):
         raise UsageError(
-            f"{name} sees nothing: {checkpoint.hf['architectures'][0]} is a model of texts or of sound",
-            remedy="take a model of pictures: ViT, DINOv2, DINOv3, CLIP or SigLIP",
+            f"{name} makes no vectors of pictures: it is a {checkpoint.hf['architectures'][0]}",
+            remedy="take a ViT, DINOv2, DINOv3, CLIP or SigLIP; a SamModel is for craton segment",
         )
     preprocessing = read_preprocessing(checkpoint.folder)
     plan = make_plan(checkpoint, dtype, threads)
