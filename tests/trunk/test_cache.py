@@ -21,7 +21,7 @@ from craton.trunk import (
     Trunk,
     TrunkConfig,
 )
-from craton.trunk.cache import CHUNK
+from craton.trunk.cache import CHUNK, pack_rows, unpack_rows
 
 NORM = NormConfig(kind="rms")
 WIDE = AttentionConfig(heads=4, kv_heads=2, head_size=8, rotary=RotaryConfig(dims=8))
@@ -153,6 +153,52 @@ def test_one_long_sequence_among_many_slots_costs_what_it_is():
     cache.truncate(7, 0)
     cache.release(7)
     assert resident() - before < one * 0.2
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 70), exponent=st.integers(-30, 30), seed=st.integers(0, 99))
+def test_8_bit_rows_are_within_half_a_step(size, exponent, seed):
+    x = torch.randn(3, 5, size, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    rows = pack_rows(x)
+    assert rows.dtype == torch.int8
+    assert rows.shape == (3, 5, (size + 3) // 4 * 4 + 4)
+    found = unpack_rows(rows, size, torch.float32)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    assert ((found - x).abs() <= step * 0.5001).all()
+    again = unpack_rows(pack_rows(found), size, torch.float32)
+    torch.testing.assert_close(again, found, rtol=1e-6, atol=0)
+
+
+def test_8_bit_rows_of_zeros_and_of_what_is_no_number():
+    assert unpack_rows(pack_rows(torch.zeros(2, 6)), 6, torch.float32).eq(0).all()
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        rows = pack_rows(torch.tensor([[1.0, bad, 0.0, -3.0], [1.0, 2.0, 3.0, 4.0]]))
+        found = unpack_rows(rows, 4, torch.float32)
+        assert not found[0].isfinite().any()
+        assert found[1].isfinite().all()
+
+
+def test_a_cache_of_8_bits():
+    cache, x = KVCache(CONFIG, 2, dtype=torch.int8), embed(CHUNK + 9)
+    assert cache.position_bytes == 2 * (8 + 4) + 2 * (8 + 4) + (4 + 4) + (8 + 4)
+    plain = make_cache(2)
+    assert [t.shape[:2] for t in cache.keys] == [t.shape[:2] for t in plain.keys]
+    whole = read(x, cache, slot=1)
+    assert 0 < (whole - alone(x)).abs().max() < 0.05
+    # Cut, grown, copied, truncated: the same codes.
+    pieces = KVCache(CONFIG, 1, dtype=torch.int8)
+    read(x[:7], pieces)
+    read(x[7 : CHUNK - 2], pieces)
+    pieces.reserve_slots(3)
+    pieces.copy(0, 2, 200)
+    read(x[200:], pieces, slot=2)
+    read(embed(3, 9), pieces, slot=0)
+    pieces.truncate(0, CHUNK - 2)
+    read(x[CHUNK - 2 :], pieces, slot=0)
+    for slot in (0, 2):
+        keys, values = pieces.read(1, slice(slot, slot + 1), 0, len(x), torch.float32)
+        expected = cache.read(1, slice(1, 2), 0, len(x), torch.float32)
+        torch.testing.assert_close((keys, values), expected, rtol=0.02, atol=0.02)
 
 
 def test_a_copy_may_be_of_the_beginning_alone():

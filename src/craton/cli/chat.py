@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from craton.cli.options import DEFAULT_CHAT_MODEL, DEFAULT_SAMPLING, Activations, DType, Sampling, Speculate, Threads
+from craton.cli.options import (
+    DEFAULT_CHAT_MODEL,
+    DEFAULT_SAMPLING,
+    KV,
+    Activations,
+    DType,
+    Sampling,
+    Speculate,
+    Threads,
+)
 from craton.cli.terminal import load_talker, speed_line, stderr, write
 from craton.errors import CratonError, UsageError
 from craton.inference.settings import SamplingSettings
@@ -40,10 +49,11 @@ def chat(
     threads: Threads = None,
     activations: Activations = "auto",
     speculate: Speculate = "ngram",
+    kv: KV = "auto",
 ) -> None:
     """Talk with a model, also about pictures if it sees. Type /help inside for what can be done there."""
     checked = sampling.settings()
-    loaded = load_talker(model, dtype=dtype, threads=threads, activations=activations, speculate=speculate)
+    loaded = load_talker(model, dtype=dtype, threads=threads, activations=activations, speculate=speculate, kv=kv)
     loaded.render([{"role": "user", "content": "."}])  # a model that cannot chat says so now
     conversation = Conversation(loaded, checked, system)
     for file in image:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
-from craton.cli.options import DEFAULT_EMBED_MODEL, DType, Json, Sinks, Threads
+from craton.cli.options import DEFAULT_EMBED_MODEL, KV, DType, Json, Sinks, Threads
 from craton.cli.terminal import load_model, print_json, size, status, stderr, stdout
 from craton.errors import UsageError
 
@@ -44,6 +44,7 @@ def evaluate(
     sinks: Sinks = 4,
     dtype: DType = "auto",
     threads: Threads = None,
+    kv: KV = "auto",
     json: Json = False,
 ) -> None:
     """Measure a model: quality with 95 % intervals over source documents, slices, calibration, latency; and, with a
@@ -52,14 +53,14 @@ def evaluate(
     from craton.evaluation.report import report as html
 
     if long_context:
-        _long_context(model, tasks, lengths, limit, stream_window, sinks, dtype, threads, json)
+        _long_context(model, tasks, lengths, limit, stream_window, sinks, dtype, threads, kv, json)
         return
     if not tasks:
         raise UsageError("no task to measure", remedy="name task files: craton eval MODEL TASK...")
     found: list[Evaluation] = []
     with status(quiet=json) as say:
         for task in tasks:
-            found += _measured(model, task, baseline, prompt, limit, include, dtype, threads, say)
+            found += _measured(model, task, baseline, prompt, limit, include, dtype, threads, kv, say)
     if report is not None:
         replace_file(report, html(found).encode())
     if json:
@@ -80,6 +81,7 @@ def _measured(
     include: Path | None,
     dtype: str,
     threads: int | None,
+    kv: str,
     say: Callable[[str], None],
 ) -> list[Evaluation]:
     from craton.compare.study import find_task
@@ -88,24 +90,31 @@ def _measured(
     from craton.evaluation.report import Evaluation
 
     if name.startswith(HARNESS_PREFIX):
-        return _harness(model, name.removeprefix(HARNESS_PREFIX), limit, include, dtype, threads)
+        return _harness(model, name.removeprefix(HARNESS_PREFIX), limit, include, dtype, threads, kv)
     if name.endswith(".txt"):
-        loaded = load_model(model, dtype=dtype, threads=threads, quiet=True)
+        loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
         figures = text_figures(loaded, Path(name), limit=limit, on_progress=say)
         return [Evaluation(Path(name).name, model, figures, "bits_per_byte")]
     task = find_task(name)
     items = task.test.open()[:limit]
-    one = _answered(model, task, items, prompt, dtype, threads, say)
+    one = _answered(model, task, items, prompt, dtype, threads, kv, say)
     if baseline is None:
         return [one]
-    other = _answered(baseline, task, items, prompt, dtype, threads, say)
+    other = _answered(baseline, task, items, prompt, dtype, threads, kv, say)
     groups = [row.group for row in one.rows]
     difference = paired_difference([r.score for r in other.rows], [r.score for r in one.rows], groups, score=True)
     return [replace(one, difference=difference, baseline=baseline), other]
 
 
 def _answered(
-    model: str, task: Task, items: Any, prompt: str | None, dtype: str, threads: int | None, say: Callable[[str], None]
+    model: str,
+    task: Task,
+    items: Any,
+    prompt: str | None,
+    dtype: str,
+    threads: int | None,
+    kv: str,
+    say: Callable[[str], None],
 ) -> Evaluation:
     from craton.compare.application import is_application, open_application
     from craton.evaluation.report import Evaluation
@@ -121,7 +130,7 @@ def _answered(
         answerer = open_application(model, dtype=dtype, threads=threads).prompted  # type: ignore[arg-type]
     else:
         chosen = load_prompt(prompt) if prompt else default_prompt(task.kind, task.instruction)
-        loaded = load_model(model, dtype=dtype, threads=threads, quiet=True)
+        loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
         pool = ExamplePool(task.train, Encoder(DEFAULT_EMBED_MODEL, threads)) if chosen.examples.count else None
         answerer = PromptedModel(loaded, chosen, choices=task.choices, pool=pool)
     answerer(items[0])  # what is loaded at the first question is no part of its time
@@ -137,13 +146,13 @@ def _answered(
 
 
 def _harness(
-    model: str, task: str, limit: int | None, include: Path | None, dtype: str, threads: int | None
+    model: str, task: str, limit: int | None, include: Path | None, dtype: str, threads: int | None, kv: str
 ) -> list[Evaluation]:
     from craton.evaluation.harness import run_harness
     from craton.evaluation.intervals import Estimate
     from craton.evaluation.report import Evaluation
 
-    loaded = load_model(model, dtype=dtype, threads=threads, quiet=True)
+    loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
     results = run_harness(loaded, [task], limit=limit, include_path=include)
     found = []
     for name, metrics in results.items():
@@ -166,6 +175,7 @@ def _long_context(
     sinks: int,
     dtype: str,
     threads: int | None,
+    kv: str,
     json: bool,
 ) -> None:
     from craton.evaluation.long_context import measure
@@ -178,7 +188,7 @@ def _long_context(
     except ValueError:
         raise UsageError(f"{lengths!r} is no list of lengths", where="--lengths", remedy="as in 512,1024") from None
     stream = StreamWindow(stream_window, sinks) if stream_window is not None else None
-    loaded = load_model(model, dtype=dtype, threads=threads, quiet=True)
+    loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
     with status(quiet=json) as say:
         found = measure(
             loaded, Path(texts[0]) if texts else None, lengths=asked, limit=limit, stream=stream, on_progress=say

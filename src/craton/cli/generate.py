@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from craton.cli.options import (
     DEFAULT_CHAT_MODEL,
     DEFAULT_SAMPLING,
+    KV,
     Activations,
     DType,
     Json,
@@ -44,13 +45,20 @@ def generate(
     threads: Threads = None,
     activations: Activations = "auto",
     speculate: Speculate = "ngram",
+    kv: KV = "auto",
     stream_window: StreamWindow = None,
     sinks: Sinks = 4,
     json: Json = False,
 ) -> None:
     """Continue a text. The text goes to standard output, notes go to standard error."""
     checked = sampling.settings()
-    engine = {"activations": activations, "speculate": speculate, "stream_window": stream_window, "sinks": sinks}
+    engine = {
+        "activations": activations,
+        "speculate": speculate,
+        "kv": kv,
+        "stream_window": stream_window,
+        "sinks": sinks,
+    }
     if jsonl:
         if prompt is not None:
             raise UsageError("--jsonl reads prompts from standard input", remedy="leave the prompt out")

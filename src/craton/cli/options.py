@@ -39,6 +39,10 @@ Activations = Annotated[
         "int8 where the model's file asks for it"
     ),
 ]
+KV = Annotated[
+    Literal["auto", "int8"],
+    Parameter(name="--kv", help="how keys and values are kept: as computed (auto), or in 8 bits for half the memory"),
+]
 StreamWindow = Annotated[
     int | None,
     Parameter(help="write on without end in constant memory: see the text's first tokens and so many of its last"),

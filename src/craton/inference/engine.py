@@ -24,7 +24,7 @@ from craton.inference.pictures import PromptPicture, Sight
 from craton.inference.prefix_store import BLOCK, Kind
 from craton.inference.sampling import Sampler, log_probabilities
 from craton.inference.scheduling import STEP_COPIES, Line, next_pieces
-from craton.inference.settings import SamplingSettings
+from craton.inference.settings import KV, SamplingSettings
 from craton.inference.slots import Slots, blocks_of, common_length
 from craton.inference.speculation import MOST, Pace
 from craton.inference.streaming import StreamWindow, slide
@@ -259,12 +259,14 @@ class Engine:
         native_threads: int | None = None,
         drafter: Drafter | None = None,
         stream: StreamWindow | None = None,
+        kv: KV = "auto",
     ) -> None:
         """dtype: of the activations and the cache. slots: how many requests run at once. cache_bytes: the memory for
         keys and values (none: see `memory`). native_threads: set where the linear layers run on the native kernels'
         own threads; torch then gets more than one only for large steps. drafter: guesses at what answers say next, for
-        fewer passes (see `speculation`). stream: answers may be of any length, and see only what it says. Raises
-        UsageError for a model that cannot stream, and for a window that the memory does not hold."""
+        fewer passes (see `speculation`). stream: answers may be of any length, and see only what it says. kv: see
+        `EngineSettings`. Raises UsageError for a model that cannot stream, and for a window that the memory does not
+        hold."""
         if stream is not None:
             stream.check(model.config.trunk, model.config.context)
         self._drafter, self.stream = drafter, stream
@@ -273,7 +275,8 @@ class Engine:
         # One call for a whole step, over keys and values of half the bytes (see docs/speed.md).
         self._step: NativeStep | None = build(model)[0] if native_threads is not None else None
         self._chunk = PREFILL_CHUNK if native_threads is None or has_tiles() else VECTOR_PREFILL_CHUNK
-        self.cache = KVCache(model.config.trunk, dtype=dtype if self._step is None else torch.float16)
+        plain = dtype if self._step is None else torch.float16
+        self.cache = KVCache(model.config.trunk, dtype=torch.int8 if kv == "int8" else plain)
         self._slots = Slots(self.cache, slots, default_cache_bytes() if cache_bytes is None else cache_bytes)
         if stream is not None and blocks_of(stream.size) > self._slots.total:
             raise UsageError(

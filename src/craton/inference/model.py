@@ -154,6 +154,7 @@ class Model:
                 native_threads=native_threads,
                 drafter=self._drafter,
                 stream=StreamWindow(window, self.settings.sinks) if window is not None else None,
+                kv=self.settings.kv,
             )
         return self._engine
 
@@ -164,7 +165,8 @@ class Model:
             if not isinstance(self.module, CausalLM):
                 raise UsageError(f"{self.name} is no language model and gives text no probability")
             native_threads = self.plan.threads if self.plan.packed else None
-            self._scorer = Scorer(self.module, dtype=self.plan.dtype, native_threads=native_threads)
+            cache_dtype = torch.int8 if self.settings.kv == "int8" else self.plan.dtype
+            self._scorer = Scorer(self.module, dtype=cache_dtype, native_threads=native_threads)
         return self._scorer
 
     @property
@@ -412,7 +414,7 @@ def load(
             f"{name} is a classifier: it neither writes nor embeds text",
             remedy="load the model that it was made from; Checkpoint.open(path).load(dtype) gives the classifier",
         )
-    plan = make_plan(checkpoint, dtype, threads, settings.activations)
+    plan = make_plan(checkpoint, dtype, threads, settings.activations, settings.kv)
     torch.set_num_threads(plan.threads)
     native.set_threads(plan.threads)
     tokenizer = checkpoint.tokenizer()  # first: building it takes memory that the weights then use

@@ -13,7 +13,9 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.errors import UnknownName, UsageError
 from craton.inference import native
 from craton.inference.linears import PACKED_KINDS
-from craton.inference.settings import Activations
+from craton.inference.settings import KV, Activations
+from craton.models import CausalLMConfig
+from craton.trunk import KVCache
 
 DTypeChoice = Literal["auto", "float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,8 +44,9 @@ def make_plan(
     dtype: DTypeChoice = "auto",
     threads: int | None = None,
     activations: Activations = "auto",
+    kv: KV = "auto",
 ) -> Plan:
-    """Decide how to run `checkpoint`; `dtype`, `threads` and `activations` overrule.
+    """Decide how to run `checkpoint`; `dtype`, `threads`, `activations` and `kv` overrule.
 
     Raises UsageError for a dtype that is not known or a number of threads that is not positive.
     """
@@ -74,7 +77,14 @@ def make_plan(
     pack_ends = packed and checkpoint.plain_ends()
     if pack_ends:
         reason += ", its plain embedding and head in 8 bits beside them"
-    decisions = (f"{dtype_name}: {reason}", f"kernel: {kernel}", f"threads: {thread_count} ({thread_reason})")
+    decisions: tuple[str, ...] = (
+        f"{dtype_name}: {reason}",
+        f"kernel: {kernel}",
+        f"threads: {thread_count} ({thread_reason})",
+    )
+    if kv == "int8" and isinstance(checkpoint.config, CausalLMConfig):
+        size = KVCache(checkpoint.config.trunk, dtype=torch.int8).position_bytes
+        decisions += (f"keys and values: int8, {size / 1000:.1f} kB a token (as asked)",)
     return Plan(chosen, packed, pack_ends, prepack, tiles, 1 if int8 else 2, thread_count, kernel, decisions)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from craton.config import Settings
 
 Activations = Literal["auto", "exact", "int8"]
+KV = Literal["auto", "int8"]
 
 
 class EngineSettings(Settings):
@@ -26,6 +27,11 @@ class EngineSettings(Settings):
         "auto",
         description="what packed weights are multiplied with: inputs of about 15 bits (exact) or of 8 (int8: faster, a "
         "little less exact); auto: int8 where the model's file asks for it",
+    )
+    kv: KV = Field(
+        "auto",
+        description="how keys and values are kept: as the model computes, float16 in the native step (auto), or in 8 "
+        "bits with a scale for each token and head (int8): half the memory of a context, or less",
     )
     sinks: int = Field(4, ge=0, description="how many of the first tokens a stream window keeps")
     slots: int = Field(8, ge=1, description="answers that are written at once")

@@ -56,21 +56,21 @@ def slide(cache: KVCache, config: TrunkConfig, slot: int, sinks: int, count: int
     leaves no half of a move behind.
     """
     length, cache.lengths[slot] = cache.lengths[slot], 0
-    for layer, keys, values in zip(config.layers, cache.keys, cache.values, strict=True):
-        kept_GnK = keys[slot, :, sinks + count : length]
-        keys[slot, :, sinks : length - count] = _turned_back(layer.attention, kept_GnK, count)
-        values[slot, :, sinks : length - count] = values[slot, :, sinks + count : length].clone()
+    one, kept = slice(slot, slot + 1), length - count - sinks
+    for number, layer in enumerate(config.layers):
+        keys_BGnK, values_BGnV = cache.read(number, one, sinks + count, kept, torch.float32)
+        # Where numbers are kept as they are read, these are views of what is written to.
+        cache.write(number, one, [sinks], _turned_back(layer.attention, keys_BGnK, count), values_BGnV.clone())
     return length - count
 
 
-def _turned_back(attention: AttentionConfig, keys_GnK: Tensor, count: int) -> Tensor:
+def _turned_back(attention: AttentionConfig, keys_BGnK: Tensor, count: int) -> Tensor:
     if attention.rotary is None:
-        return keys_GnK.clone()
+        return keys_BGnK.clone()
     rotary = attention.rotary
     if rotary.scaling is not None:  # the keys carry its factor already
         rotary = rotary.model_copy(update={"scaling": rotary.scaling.model_copy(update={"attention_factor": 1.0})})
     turn = Rotary(rotary, torch.tensor([-count]), torch.tensor([0]), torch.float32)
     # Latent attention rotates the end of a key, the others its beginning.
     fixed = attention.head_size - rotary.dims if attention.latent is not None else 0
-    turned_GnK = turn.apply(keys_GnK[..., fixed:].float()).to(keys_GnK.dtype)
-    return torch.cat((keys_GnK[..., :fixed], turned_GnK), -1)
+    return torch.cat((keys_BGnK[..., :fixed], turn.apply(keys_BGnK[..., fixed:])), -1)

@@ -17,6 +17,7 @@ from craton.inference.engine import Engine
 from craton.inference.images import ImageModel, sees
 from craton.inference.model import Model
 from craton.inference.plan import DTypeChoice
+from craton.inference.settings import KV
 from craton.models import CausalLM
 from craton.serving import logs
 from craton.serving.errors import ApiError
@@ -92,15 +93,18 @@ class Shelf:
         threads: int | None = None,
         memory: int | None = None,
         slots: int = 8,
+        kv: KV = "auto",
         on_load: Callable[[str, float], None] = lambda name, seconds: None,
         on_unload: Callable[[str], None] = lambda name: None,
     ) -> None:
         """memory: bytes that loaded models may take together; the one that was used longest ago makes room, and keys
-        and values of each get at most a quarter of it. slots: answers that an engine writes at once."""
+        and values of each get at most a quarter of it. slots: answers that an engine writes at once. kv: see
+        `EngineSettings`."""
         self._worker, self._dtype, self._threads, self._memory = worker, dtype, threads, memory
         self._on_load, self._on_unload = on_load, on_unload
         self._engine: dict[str, Any] = {
             "slots": slots,
+            "kv": kv,
             "cache_bytes": None if memory is None else max(MIN_CACHE_BYTES, memory // 4),
         }
         self._places: dict[str, Place] = {}

@@ -49,6 +49,9 @@ class ServeSettings(Settings):
         description="memory that loaded models may take, such as 8GB (weights, and keys and values): the one that was "
         "used longest ago is unloaded when another needs room (none: no limit)",
     )
+    kv: Literal["auto", "int8"] = Field(
+        "auto", description="how keys and values are kept: as computed (auto), or in 8 bits for half the memory (int8)"
+    )
     log_prompts: bool = Field(False, description="write prompts and answers into the log")
 
     @field_validator("memory")

@@ -39,6 +39,7 @@ class ServerState:
                 threads=threads,
                 memory=settings.memory_bytes,
                 slots=settings.concurrency,
+                kv=settings.kv,
                 on_load=_log_load,
                 on_unload=_log_unload,
             )

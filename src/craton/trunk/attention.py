@@ -135,14 +135,11 @@ def _attend_group(
     k_BGnK = k_TGK.reshape(count, size, groups, k_size).transpose(1, 2)
     v_BGnV = v_TGV.reshape(count, size, groups, v_size).transpose(1, 2)
     if layout.cache is not None:
-        keys, values = layout.cache.keys[layer][group.slots], layout.cache.values[layer][group.slots]
-        for b, start in enumerate(group.starts):
-            keys[b].narrow(1, start, size).copy_(k_BGnK[b])
-            values[b].narrow(1, start, size).copy_(v_BGnV[b])
+        assert group.slots is not None
+        layout.cache.write(layer, group.slots, group.starts, k_BGnK, v_BGnV)
+        # A cache may keep fewer bits than the queries have, and what is read is what it keeps.
         length = view.last - view.first
-        # A cache may keep fewer bits than the queries have.
-        k_BGnK = keys.narrow(2, view.first, length).to(q_THK.dtype)
-        v_BGnV = values.narrow(2, view.first, length).to(q_THK.dtype)
+        k_BGnK, v_BGnV = layout.cache.read(layer, group.slots, view.first, length, q_THK.dtype)
     if size == 1:
         # One query per sequence: the query heads that share a key head become rows, so no key is ever repeated.
         q_BGRK = q_THK.reshape(count, groups, heads // groups, k_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from craton.trunk.config import AttentionConfig, TrunkConfig
 
 # Slots grow by whole chunks, so that a long answer is copied a few times and not once per token.
 CHUNK = 256
+
+# Of an int8 row: the largest code, the bytes of its scale, and what a row of zeros is taken for, lest it divide by 0.
+CODES, SCALE_BYTES, LEAST = 127, 4, 1e-30
 
 
 class KVCache:
@@ -25,6 +29,9 @@ class KVCache:
     operating system's: on a CPU the memory is mapped and not touched, so a position that was never written costs
     address space and no memory, and one long sequence among many slots costs no more than itself.
 
+    dtype int8: a head's numbers at one position are a row of codes with their scale behind them (see `pack_rows`), so
+    whatever copies, stores or drops positions needs to know nothing of it. Everywhere else `write` and `read` do.
+
     expected: how long each sequence is known to become; LongRoPE rotates all of a sequence by its length, so what is
     read of it in pieces must know the whole.
     """
@@ -33,7 +40,9 @@ class KVCache:
         self.lengths = [0] * slots
         self.expected = [0] * slots
         self._capacity = 0
+        self._packed = dtype == torch.int8
         attentions = [layer.attention for layer in config.layers]
+        self._sizes = [(a.head_size, a.value_size or a.head_size) for a in attentions]
         self.keys = [_empty(slots, a, a.head_size, dtype, device) for a in attentions]
         self.values = [_empty(slots, a, a.value_size or a.head_size, dtype, device) for a in attentions]
 
@@ -69,6 +78,23 @@ class KVCache:
                     new[slot, :, :used] = old[slot, :, :used]
                 tensors[i] = new
 
+    def write(self, layer: int, slots: slice, starts: Sequence[int], keys_BGnK: Tensor, values_BGnV: Tensor) -> None:
+        """Keep a layer's keys and values of n positions of each slot, from its start on. There must be room."""
+        for tensors, new_BGnX in ((self.keys, keys_BGnK), (self.values, values_BGnV)):
+            kept, rows_BGnX = tensors[layer][slots], pack_rows(new_BGnX) if self._packed else new_BGnX
+            for b, start in enumerate(starts):
+                kept[b].narrow(1, start, rows_BGnX.shape[2]).copy_(rows_BGnX[b])
+
+    def read(self, layer: int, slots: slice, first: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A layer's keys [slots, G, length, K] and values [slots, G, length, V] from position `first` on, as `dtype`: a
+        view where they are kept as that."""
+        keys = self.keys[layer][slots].narrow(2, first, length)
+        values = self.values[layer][slots].narrow(2, first, length)
+        if not self._packed:
+            return keys.to(dtype), values.to(dtype)
+        key_size, value_size = self._sizes[layer]
+        return unpack_rows(keys, key_size, dtype), unpack_rows(values, value_size, dtype)
+
     def truncate(self, slot: int, length: int) -> None:
         """Forget all of `slot` behind its first `length` positions."""
         self.lengths[slot] = min(self.lengths[slot], length)
@@ -88,7 +114,30 @@ class KVCache:
                 _give_back(part)
 
 
+def pack_rows(x: Tensor) -> Tensor:
+    """Numbers [..., K] as int8 rows [..., K rounded up to a multiple of 4, + 4]: codes from -127 to 127, and behind
+    them the fp32 scale that they are multiplied with, the largest magnitude / 127. A NaN or infinity makes the whole
+    row NaN."""
+    x = x.float()
+    largest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True)
+    rows = x.new_zeros((*x.shape[:-1], _row_bytes(x.shape[-1])), dtype=torch.int8)
+    rows[..., : x.shape[-1]] = (x * (CODES / largest.clamp(min=LEAST))).round_()
+    rows[..., -SCALE_BYTES:].view(torch.float32).copy_(largest / CODES)
+    return rows
+
+
+def unpack_rows(rows: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """The numbers [..., size] of such rows, as `dtype`."""
+    # In fp32: a scale that was rounded to bfloat16 would shift a whole head at once.
+    return rows[..., :size].float().mul_(rows[..., -SCALE_BYTES:].view(torch.float32)).to(dtype)
+
+
+def _row_bytes(size: int) -> int:
+    return -(-size // SCALE_BYTES) * SCALE_BYTES + SCALE_BYTES
+
+
 def _empty(slots: int, attention: AttentionConfig, size: int, dtype: torch.dtype, device: str) -> Tensor:
+    size = _row_bytes(size) if dtype == torch.int8 else size
     return torch.empty(slots, attention.kv_heads, 0, size, dtype=dtype, device=device)
 
 

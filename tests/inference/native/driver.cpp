@@ -86,7 +86,7 @@ struct StepCase {
         made.reserve(100), floats.reserve(100), memory.reserve(20), layers.reserve(3);
         const int64_t width = 32 * pick(random, 1, 4), vocabulary = pick(random, 1, 70);
         cache = {nullptr, nullptr, pick(random, 1, 3), 16 * pick(random, 1, 12), int32_t(pick(random, 0, 2)),
-                 int32_t(pick(random, 0, 2))};
+                 int32_t(pick(random, 0, 3))};
         for (int i = 0; i < cache.layers; ++i) add_layer(width);
         cache.keys = keys.data(), cache.values = values.data();
         const craton_projection table = project(vocabulary, width);
@@ -138,7 +138,8 @@ struct StepCase {
             rotaries.push_back({numbers(dims / 2), dims, int32_t(random() % 2), 1.0f});
         }
         layers.push_back(layer);
-        const size_t bytes = size_t(cache.slots * groups * cache.capacity * size * (cache.type == CRATON_F32 ? 4 : 2));
+        const int64_t row = cache.type == CRATON_I8 ? size + 4 : size * (cache.type == CRATON_F32 ? 4 : 2);
+        const size_t bytes = size_t(cache.slots * groups * cache.capacity * row);
         for (std::vector<void*>* pointers : {&keys, &values}) {
             memory.emplace_back(bytes);
             pointers->push_back(memory.back().data());

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from craton.errors import UnknownName, UsageError
 
-ABI_VERSION = 4  # CRATON_ABI_VERSION
+ABI_VERSION = 5  # CRATON_ABI_VERSION
 OK, BAD_ARGUMENT, NO_MEMORY = 0, 1, 2  # craton_status
 ISAS = ("avx512vnni", "avx2", "portable")
 

@@ -25,7 +25,7 @@ MOST_ROWS = 256  # of one call: kMostRows
 LARGEST_HEAD = 256  # kLargestHead
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")  # craton_activation
 PLACES: tuple[NormPlace, ...] = ("input", "output", "residual")
-CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # craton_type
+CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # craton_type
 
 
 class Unsupported(Exception):

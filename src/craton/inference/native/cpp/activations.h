@@ -41,10 +41,6 @@ struct TileGroup {
     Byte* term(int64_t row) const { return base + width * (kGroup + 4) + row * 4; }
 };
 
-// A group whose largest magnitude is below this counts as zero: its reciprocal would overflow. Its share of any sum is
-// beyond fp32's reach next to activations of ordinary size.
-constexpr float kSmallestMagnitude = 0x1p-100f;
-
 // The stored quants are quant + offset, so a dot product exceeds the wanted one by offset * sum of the activations:
 // that many, negated, is where the integer sum starts. Q4_1 starts from zero and adds minimum * (scale * sum) in fp32.
 template <Format format>

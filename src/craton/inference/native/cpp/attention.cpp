@@ -12,8 +12,6 @@ namespace {
 // Multiplications below which a second thread is not worth its part.
 constexpr int64_t kMacsPerThread = 64 << 10;
 
-int64_t bytes_of(int32_t type) { return type == CRATON_F32 ? 4 : 2; }
-
 // The keys that the row at `position` sees: begin .. position, in chunks that begin at fixed positions. So a row's
 // numbers depend neither on the threads nor on the other rows.
 struct Span {
@@ -29,8 +27,8 @@ struct Span {
 void write_heads(const craton_cache& cache, const float* from, int64_t heads, int64_t size, int64_t slot,
                  int64_t position, void* to) {
     for (int64_t h = 0; h < heads; ++h, from += size) {
-        const int64_t first = ((slot * heads + h) * cache.capacity + position) * size;
-        kernels().rows.keep[cache.type](from, size, static_cast<uint8_t*>(to) + first * bytes_of(cache.type));
+        const int64_t row = (slot * heads + h) * cache.capacity + position;
+        kernels().rows.keep[cache.type](from, size, static_cast<uint8_t*>(to) + row * row_bytes(cache.type, size));
     }
 }
 
@@ -78,7 +76,7 @@ void attention(const Layer& layer, int32_t number, const craton_cache& cache, co
             const Span span(settings, rows.positions[row]);
             const int64_t group = (task - tasks[row]) / span.chunks();
             const int64_t first = (span.first_chunk() + (task - tasks[row]) % span.chunks()) * kChunkKeys;
-            const int64_t head = (rows.slots[row] * groups + group) * cache.capacity * size * bytes_of(cache.type);
+            const int64_t head = (rows.slots[row] * groups + group) * cache.capacity * row_bytes(cache.type, size);
             float* results = scratch + task * task_floats;
             attend({qkv + row * qkv_size + group * together * size,
                     static_cast<const uint8_t*>(cache.keys[number]) + head,

@@ -9,7 +9,7 @@
 #define CRATON_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a signature or the packed layout below changes; Python refuses a library of another version.
-enum { CRATON_ABI_VERSION = 4 };
+enum { CRATON_ABI_VERSION = 5 };
 
 enum craton_status {
     CRATON_OK = 0,
@@ -20,7 +20,7 @@ enum craton_status {
 // Numbers of GGML's tensor types, so that a GGUF file's own number can be passed through.
 enum craton_format { CRATON_Q4_0 = 2, CRATON_Q4_1 = 3, CRATON_Q8_0 = 8 };
 
-enum craton_type { CRATON_F32 = 0, CRATON_BF16 = 1, CRATON_F16 = 2 };  // CRATON_F16: of a cache only
+enum craton_type { CRATON_F32 = 0, CRATON_BF16 = 1, CRATON_F16 = 2, CRATON_I8 = 3 };  // the last two: of a cache only
 
 enum craton_activation { CRATON_SILU = 0, CRATON_GELU_TANH = 1, CRATON_GELU = 2, CRATON_RELU = 3 };
 
@@ -106,7 +106,8 @@ struct craton_model {
     int32_t parts;        // 1 or 2: the arithmetic of the head's product, see craton_linear
 };
 
-// Keys and values [slots, kv_heads, capacity, head_size] of each layer; capacity is a multiple of 16.
+// Keys and values [slots, kv_heads, capacity, head_size] of each layer; capacity is a multiple of 16. CRATON_I8: a row is
+// head_size int8 codes and behind them the fp32 scale that they are multiplied with, head_size + 4 bytes.
 struct craton_cache {
     void* const* keys;
     void* const* values;

@@ -16,7 +16,11 @@ CRATON_TARGET CRATON_INLINE __m256 load_eight(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 CRATON_TARGET CRATON_INLINE Lanes load(const BFloat* p) { return {load_eight(p), load_eight(p + 8)}; }
+CRATON_TARGET CRATON_INLINE __m256 load_eight(const Code* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 CRATON_TARGET CRATON_INLINE Lanes load(const Half* p) { return {load_eight(p), load_eight(p + 8)}; }
+CRATON_TARGET CRATON_INLINE Lanes load(const Code* p) { return {load_eight(p), load_eight(p + 8)}; }
 CRATON_TARGET CRATON_INLINE void store(float* p, Lanes a) {
     _mm256_storeu_ps(p, a.low);
     _mm256_storeu_ps(p + 8, a.high);

@@ -15,6 +15,10 @@ CRATON_TARGET CRATON_INLINE Lanes load(const BFloat* p) {
 CRATON_TARGET CRATON_INLINE Lanes load(const Half* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+CRATON_TARGET CRATON_INLINE Lanes load(const Code* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+}
 CRATON_TARGET CRATON_INLINE void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 CRATON_TARGET CRATON_INLINE void store(Half* p, Lanes a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));

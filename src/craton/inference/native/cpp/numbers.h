@@ -57,11 +57,40 @@ struct Half {
     uint16_t bits;
 };
 
+// One of the int8 numbers of a cache's row; the row's scale stands behind the last (CRATON_I8).
+struct Code {
+    int8_t quant;
+};
+
 CRATON_INLINE float load_float(const float* p) { return *p; }
 CRATON_INLINE float load_float(const BFloat* p) { return float_of(uint32_t(p->bits) << 16); }
 CRATON_INLINE float load_float(const Half* p) { return half_to_float(p->bits); }
+CRATON_INLINE float load_float(const Code* p) { return float(p->quant); }
 CRATON_INLINE void store_float(float* p, float value) { *p = value; }
 CRATON_INLINE void store_float(BFloat* p, float value) { p->bits = float_to_bfloat(value); }
 CRATON_INLINE void store_float(Half* p, float value) { p->bits = float_to_half(value); }
+
+// A row whose largest magnitude is below this counts as zero: its reciprocal would overflow. Its share of any sum is
+// beyond fp32's reach next to numbers of ordinary size.
+constexpr float kSmallestMagnitude = 0x1p-100f;
+
+// Round numbers to integers of at most `most`, ties to even, and give their scale: number = quant * scale. A NaN or an
+// infinity among them gives scale NaN, lest rounding hide it.
+template <typename Quant>
+CRATON_INLINE float quantize_to(float most, const float* x, int64_t count, Quant* quants) {
+    uint32_t largest = 0;  // as bits: for magnitudes the order of the bits is that of the numbers, NaN on top
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t magnitude = bits_of(x[i]) & 0x7fffffff;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const bool finite = largest < 0x7f800000;
+    const bool counts = finite && float_of(largest) >= kSmallestMagnitude;
+    const float inverse = counts ? most / float_of(largest) : 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+        // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
+        quants[i] = Quant(bits_of(x[i] * inverse + 0x1.8p23f) - 0x4b400000u);
+    }
+    return counts ? float_of(largest) / most : finite ? 0.0f : float_of(0x7fc00000);
+}
 
 }  // namespace craton

@@ -48,12 +48,12 @@ private:
     // 32 keys and values of one head.
     void pack(int64_t head, int64_t group, const PackedHead& to) const {
         const int64_t key = first_ + group * kGroup, count = std::min(kGroup, end_ - key);
-        const int64_t place = ((rows_.slots[0] * settings_.kv_heads + head) * cache_.capacity + key) * size_;
-        const int64_t bytes = cache_.type == CRATON_F32 ? 4 : 2;
+        const int64_t place = (rows_.slots[0] * settings_.kv_heads + head) * cache_.capacity + key;
+        const int64_t bytes = row_bytes(cache_.type, size_);
         const uint8_t* keys = static_cast<const uint8_t*>(cache_.keys[number_]) + place * bytes;
         const uint8_t* values = static_cast<const uint8_t*>(cache_.values[number_]) + place * bytes;
         for (int64_t half = 0; half < 2; ++half) {
-            tile_math()->pack_keys[cache_.type](keys + half * kBlockRows * size_ * bytes, count - half * kBlockRows,
+            tile_math()->pack_keys[cache_.type](keys + half * kBlockRows * bytes, count - half * kBlockRows,
                                                 size_, to.keys + (group * 2 + half) * size_groups_ * kTileNumbers);
         }
         tile_math()->pack_values[cache_.type](values, count, size_, to.values + group * kTileNumbers,

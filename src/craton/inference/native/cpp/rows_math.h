@@ -87,6 +87,20 @@ CRATON_TARGET CRATON_INLINE const float* sixteen_keys(const T* keys, int64_t siz
     for (int64_t i = 0; i < kKeyBlock * size; i += 16) store(buffer + i, load(keys + i));
     return buffer;
 }
+// Codes without their scales, which the scores are multiplied with.
+CRATON_TARGET CRATON_INLINE const float* sixteen_keys(const Code* keys, int64_t size, float* buffer) {
+    for (int64_t key = 0; key < kKeyBlock; ++key, keys += row_length<Code>(size)) {
+        for (int64_t i = 0; i < size; i += 16) store(buffer + key * size + i, load(keys + i));
+    }
+    return buffer;
+}
+
+// The scales of sixteen rows of codes.
+CRATON_TARGET CRATON_INLINE Lanes sixteen_scales(const Code* rows, int64_t size) {
+    float scales[kKeyBlock];
+    for (int64_t i = 0; i < kKeyBlock; ++i) scales[i] = scale_of(rows + i * row_length<Code>(size), size);
+    return load(scales);
+}
 
 // Have a block of keys or values under way: the processor alone does not look far enough ahead. Nothing is read, so the
 // block may lie outside the cache.
@@ -102,7 +116,7 @@ CRATON_TARGET CRATON_INLINE void weigh_values(const float* weights, const T* val
     for (int h = 0; h < heads; ++h) {
         for (int i = 0; i < lanes; ++i) total[h][i] = all(0.0f);
     }
-    for (int64_t key = 0; key < keys; ++key, values += size) {
+    for (int64_t key = 0; key < keys; ++key, values += row_length<T>(size)) {
         Lanes value[lanes];
         for (int i = 0; i < lanes; ++i) value[i] = load(values + i * 16);
         for (int h = 0; h < heads; ++h) {
@@ -116,18 +130,23 @@ CRATON_TARGET CRATON_INLINE void weigh_values(const float* weights, const T* val
 }
 
 // Softmax attention of `heads` query heads over the chunk's keys. The sum is left undivided (see AttentionChunk).
+// Of codes, the keys' scales go to the scores and the values' to the weights.
 template <typename T, int heads>
 CRATON_TARGET CRATON_INLINE void attend_heads(const AttentionChunk& chunk, int64_t head) {
-    const int64_t size = chunk.size, first = chunk.begin / kKeyBlock * kKeyBlock;
+    constexpr bool coded = std::is_same_v<T, Code>;
+    const int64_t size = chunk.size, row = row_length<T>(size), first = chunk.begin / kKeyBlock * kKeyBlock;
     const T *keys = static_cast<const T*>(chunk.keys), *values = static_cast<const T*>(chunk.values);
     alignas(64) float buffer[kKeyBlock * kLargestHead];
     alignas(64) float scores[heads * kChunkKeys];
     const int64_t blocks = (chunk.end - first + kKeyBlock - 1) / kKeyBlock;
     constexpr int64_t kAhead = 2;  // blocks
     for (int64_t block = 0; block < blocks; ++block) {
-        fetch(keys + (first + (block + kAhead) * kKeyBlock) * size, kKeyBlock * size * int64_t(sizeof(T)));
-        fetch(values + (first + block * kKeyBlock) * size, kKeyBlock * size * int64_t(sizeof(T)));
-        const float* k = sixteen_keys(keys + (first + block * kKeyBlock) * size, size, buffer);
+        const T* block_keys = keys + (first + block * kKeyBlock) * row;
+        fetch(block_keys + kAhead * kKeyBlock * row, kKeyBlock * row * int64_t(sizeof(T)));
+        fetch(values + (first + block * kKeyBlock) * row, kKeyBlock * row * int64_t(sizeof(T)));
+        const float* k = sixteen_keys(block_keys, size, buffer);
+        Lanes key_scales;
+        if constexpr (coded) key_scales = sixteen_scales(block_keys, size);
         for (int h = 0; h < heads; ++h) {
             const float* query = chunk.queries + (head + h) * size;
             Lanes dot[kKeyBlock];
@@ -137,6 +156,7 @@ CRATON_TARGET CRATON_INLINE void attend_heads(const AttentionChunk& chunk, int64
                 for (int64_t j = 0; j < kKeyBlock; ++j) dot[j] = multiply_add(q, load(k + j * size + i), dot[j]);
             }
             Lanes score = multiply(sums(dot), all(chunk.scale));
+            if constexpr (coded) score = multiply(score, key_scales);
             if (chunk.softcap > 0) {
                 score = multiply(all(chunk.softcap), hyperbolic_tangent(divide(score, all(chunk.softcap))));
             }
@@ -160,8 +180,17 @@ CRATON_TARGET CRATON_INLINE void attend_heads(const AttentionChunk& chunk, int64
         chunk.maxima[head + h] = maximum;
         chunk.totals[head + h] = sum(total);
     }
+    if constexpr (coded) {
+        for (int64_t block = 0; block < blocks; ++block) {
+            const Lanes value_scales = sixteen_scales(values + (first + block * kKeyBlock) * row, size);
+            for (int h = 0; h < heads; ++h) {
+                float* weights = scores + h * kChunkKeys + block * kKeyBlock;
+                store(weights, multiply(load(weights), value_scales));
+            }
+        }
+    }
     const float* weights = scores + (chunk.begin - first);
-    const T* seen = values + chunk.begin * size;
+    const T* seen = values + chunk.begin * row;
     const int64_t count = chunk.end - chunk.begin;
     float* out = chunk.out + head * size;
     int64_t i = 0;
@@ -208,7 +237,7 @@ CRATON_TARGET void join_chunks(const ChunkResults& from, int64_t size, float* ou
     for (int64_t i = 0; i < size; i += 16) store(out + i, divide(load(out + i), all(total)));
 }
 
-// `count` numbers, a multiple of 16, as the cache keeps them.
+// A row of `count` numbers, a multiple of 16, as the cache keeps it.
 template <typename T>
 CRATON_TARGET void keep(const float* from, int64_t count, void* to) {
     for (int64_t i = 0; i < count; ++i) store_float(static_cast<T*>(to) + i, from[i]);
@@ -216,6 +245,12 @@ CRATON_TARGET void keep(const float* from, int64_t count, void* to) {
 template <>
 CRATON_TARGET void keep<Half>(const float* from, int64_t count, void* to) {
     for (int64_t i = 0; i < count; i += 16) store(static_cast<Half*>(to) + i, load(from + i));
+}
+template <>
+CRATON_TARGET void keep<Code>(const float* from, int64_t count, void* to) {
+    int8_t* row = static_cast<int8_t*>(to);
+    const float scale = quantize_to(127.0f, from, count, row);
+    memcpy(row + count, &scale, 4);
 }
 
 CRATON_TARGET float weigh(const Scores& scores) {
@@ -251,8 +286,8 @@ constexpr RowMath row_math = {
     activate,
     soft_cap,
     rms_norm,
-    {attend<float>, attend<BFloat>, attend<Half>},
+    {attend<float>, attend<BFloat>, attend<Half>, attend<Code>},
     join_chunks,
-    {keep<float>, keep<BFloat>, keep<Half>},
+    {keep<float>, keep<BFloat>, keep<Half>, keep<Code>},
     weigh,
 };

@@ -75,7 +75,7 @@ bool check(const craton_model& model, CheckedModel& checked) {
 }
 
 bool check(const CheckedModel& model, const craton_cache& cache, const StepRows& rows) {
-    if (cache.type < CRATON_F32 || cache.type > CRATON_F16 || cache.layers != int64_t(model.layers.size())) return false;
+    if (cache.type < CRATON_F32 || cache.type >= kCacheTypes || cache.layers != int64_t(model.layers.size())) return false;
     if (cache.slots < 0 || cache.capacity < 0 || cache.capacity % kKeyBlock != 0) return false;
     for (int32_t i = 0; i < cache.layers; ++i) {
         if (rows.count > 0 && (!cache.keys[i] || !cache.values[i])) return false;

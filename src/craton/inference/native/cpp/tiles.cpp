@@ -229,6 +229,16 @@ CRATON_AMX CRATON_INLINE __m512 load_sixteen(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
+// Numbers first .. first + 15 of a row of the cache, of which it has `size`.
+template <typename T>
+CRATON_AMX CRATON_INLINE __m512 load_sixteen(const T* row, int64_t first, int64_t) {
+    return load_sixteen(row + first);
+}
+CRATON_AMX CRATON_INLINE __m512 load_sixteen(const Code* row, int64_t first, int64_t size) {
+    const __m128i quants = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + first));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants)), _mm512_set1_ps(scale_of(row, size)));
+}
+
 // Number j of line i becomes number i of line j.
 CRATON_AMX CRATON_INLINE void transpose(__m512i lines[16]) {
     const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -252,9 +262,9 @@ CRATON_AMX void pack_keys(const void* from, int64_t count, int64_t size, BFloat*
         __m512i lines[16];
         for (int64_t key = 0; key < 16; ++key) {
             const bool whole = first + 16 < size;  // heads are a multiple of 16, groups of 32
-            const T* numbers = keys + key * size + first;
-            const __m512 low = key < count ? load_sixteen(numbers) : _mm512_setzero_ps();
-            const __m512 high = key < count && whole ? load_sixteen(numbers + 16) : _mm512_setzero_ps();
+            const T* row = keys + key * row_length<T>(size);
+            const __m512 low = key < count ? load_sixteen(row, first, size) : _mm512_setzero_ps();
+            const __m512 high = key < count && whole ? load_sixteen(row, first + 16, size) : _mm512_setzero_ps();
             lines[key] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
         }
         transpose(lines);
@@ -264,14 +274,15 @@ CRATON_AMX void pack_keys(const void* from, int64_t count, int64_t size, BFloat*
 
 template <typename T>
 CRATON_AMX void pack_values(const void* from, int64_t count, int64_t size, BFloat* weights, int64_t apart) {
-    const T* values = static_cast<const T*>(from);
+    const auto line_of = [&](int64_t i, int64_t first) CRATON_AMX {
+        const T* row = static_cast<const T*>(from) + i * row_length<T>(size);
+        return i < count ? load_sixteen(row, first, size) : _mm512_setzero_ps();
+    };
     const __m512i places = side_by_side();
     for (int64_t first = 0; first < size; first += kBlockRows, weights += apart) {
         uint8_t* line = reinterpret_cast<uint8_t*>(weights);
         for (int64_t i = 0; i < kGroup; i += 2, line += kVectorBytes) {
-            const __m512 even = i < count ? load_sixteen(values + i * size + first) : _mm512_setzero_ps();
-            const __m512 odd = i + 1 < count ? load_sixteen(values + (i + 1) * size + first) : _mm512_setzero_ps();
-            store_line(even, odd, places, line);
+            store_line(line_of(i, first), line_of(i + 1, first), places, line);
         }
     }
 }
@@ -289,8 +300,8 @@ constexpr TileMath amx = {
     {multiply_strip<Q4_0>, multiply_strip<Q4_1>, multiply_strip<Q8_0>},
     {round_row<float>, round_row<BFloat>},
     multiply,
-    {pack_keys<float>, pack_keys<BFloat>, pack_keys<Half>},
-    {pack_values<float>, pack_values<BFloat>, pack_values<Half>},
+    {pack_keys<float>, pack_keys<BFloat>, pack_keys<Half>, pack_keys<Code>},
+    {pack_values<float>, pack_values<BFloat>, pack_values<Half>, pack_values<Code>},
 };
 
 }  // namespace

@@ -47,10 +47,10 @@ struct TileMath {
     // `groups` x 32 numbers to the lines of a row, the first of which is `line`; by the craton_type of x.
     void (*round_row[2])(const void* x, int64_t groups, BFloat* line);
     void (*multiply)(const TileProduct& product);
-    // 16 keys [count][size] as a block of weights, and 32 values as one group of every block, `apart` bfloats from each
+    // 16 keys, `count` rows of the cache, as a block of weights, and 32 values as one group of every block, `apart` bfloats from each
     // other; by the cache's craton_type. Keys and values from `count` on are taken to be 0.
-    void (*pack_keys[3])(const void* keys, int64_t count, int64_t size, BFloat* weights);
-    void (*pack_values[3])(const void* values, int64_t count, int64_t size, BFloat* weights, int64_t apart);
+    void (*pack_keys[kCacheTypes])(const void* keys, int64_t count, int64_t size, BFloat* weights);
+    void (*pack_values[kCacheTypes])(const void* values, int64_t count, int64_t size, BFloat* weights, int64_t apart);
 };
 
 const TileMath* tile_math();  // null: this CPU has no matrix unit, or the system does not lend it
