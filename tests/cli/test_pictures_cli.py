@@ -102,8 +102,8 @@ def test_show_and_export(craton, seeing_folders, tmp_path):
         (("features", "PICTURE", "--model", "dinov3", "--layers", "9"), "no layer 9"),
         (("features", "PICTURE", "--model", "dinov3", "--out", "f.txt"), "does not end with"),
         (("generate", "Hi", "--model", "vit"), "sees pictures"),
-        (("quantize", "vit", "--name", "n"), "cannot be compressed"),
-        (("prune", "vit", "--name", "n"), "cannot be compressed"),
+        (("quantize", "vit", "--name", "n"), "not whole groups"),
+        (("prune", "vit", "--name", "n"), "judged by pictures"),
     ],
 )
 def test_wrong_use(craton, seeing_folders, picture_files, arguments, match):

@@ -432,7 +432,7 @@ def test_data_that_changed_meanwhile_is_noticed(models, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         distill(*asked, Hooks(observers=[Stop()]))
     data.write_text(data.read_text().replace("mat", "hat"))
-    with pytest.raises(TrainingError, match="not what it was"):
+    with pytest.raises(TrainingError, match="the data changed"):
         resume(Run.open("last"))
 
 

@@ -26,7 +26,7 @@ from craton.modalities.text import Tokenizer
 from craton.models import AnyModel, PoolingConfig
 
 # Linear layers that the files of some families leave out, since they are the embedding again.
-TIED_HEADS = ["lm_head", "re:.*predictions.decoder", "re:lm_head.decoder"]
+TIED_HEADS = ["lm_head", "re:.*predictions.decoder", "re:lm_head.decoder", "proj_out"]
 AS_GGUF = "write a GGUF file, or leave them as they are"
 
 

@@ -34,7 +34,8 @@ def prune(
     """Remove weights from a model: single ones (--sparsity, --method), or whole parts (--layers, --heads, --channels,
     --vocab), which make it smaller and faster everywhere.
 
-    What was written is read again and measured on held-out text before it counts. Single weights go block by block, and
+    What was written is read again and measured on what was held out before it counts: text, or for single weights of a
+    model that sees or hears, pictures or recordings (--calibration FOLDER). Single weights go block by block, and
     a run that was stopped goes on with: craton runs resume ID
     """
     values, parts = given(settings), given(structured)

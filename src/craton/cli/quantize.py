@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -31,8 +31,9 @@ def quantize(
 ) -> None:
     """Store a model's matrices with 8, 4, 3 or 2 bits a weight, block by block, so that it need not fit the memory.
 
-    What was written is read again, compared, and measured on held-out text before it counts. Stopped at any time, it
-    goes on behind the last whole block with: craton runs resume ID
+    What was written is read again, compared, and measured on what was held out before it counts. A model that sees or
+    hears needs pictures or recordings for that: --calibration FOLDER. Stopped at any time, it goes on behind the last
+    whole block with: craton runs resume ID
     """
     from craton.compression.quantize import quantize as run_quantizing
     from craton.config.resolve import FLAGS, read_toml, resolve
@@ -75,8 +76,7 @@ def followed(start: Callable[[Watch], Outcome], json: bool) -> Outcome:
 
 def show_outcome(outcome: Outcome, sizes: str) -> None:
     """What came of a job, for people."""
-    measured, text = outcome.measured.as_dict(), outcome.calibration
-    where = text["text"] if isinstance(text["text"], str) else ", ".join(text["text"])
+    measured = outcome.measured.as_dict()
     stderr.print(f"[bold green]done[/] in {outcome.seconds:.0f} s")
     stderr.print(f"  [bold]size[/]        {sizes}")
     if "loss_after" in measured:
@@ -87,15 +87,28 @@ def show_outcome(outcome: Outcome, sizes: str) -> None:
         )
     else:
         figures = f"vectors: cosine {measured['cosine']:.5f} to those before"
+    if "text_cosine" in measured:
+        figures += f"; of texts {measured['text_cosine']:.5f}"
     stderr.print(f"  [bold]measured[/]    {figures}")
-    stderr.print(
-        f"              on {text['held_out_windows']} held-out windows of {text['window']} tokens of "
-        f"{stderr.escape(where)}"
-    )
+    stderr.print(f"              on {stderr.escape(_judged_on(outcome.calibration))}")
     stderr.print(f"  [bold]checked[/]     read again: outputs differ by {outcome.difference:.1e} from what was made")
     for note in outcome.notes:
         stderr.print(f"  [yellow]note:[/]       {stderr.escape(note)}")
     stderr.print(f"  [bold]model[/]       {stderr.escape(outcome.model)}")
+
+
+def _judged_on(facts: Mapping[str, Any]) -> str:
+    """What was held out, of the facts of what calibrated."""
+    if "pictures" in facts:
+        texts = ""
+        if "captions" in facts:
+            texts = f" and {facts['held_out_texts']} {'captions' if facts['captions'] else 'plain sentences'}"
+        return f"{facts['held_out_pictures']} held-out pictures of {', '.join(facts['pictures'])}{texts}"
+    if "sounds" in facts:
+        where = ", ".join(facts["sounds"])
+        return f"what the model wrote of {facts['held_out_sounds']} held-out recordings of {where}"
+    where = facts["text"] if isinstance(facts["text"], str) else ", ".join(facts["text"])
+    return f"{facts['held_out_windows']} held-out windows of {facts['window']} tokens of {where}"
 
 
 def _report(outcome: Outcome, json: bool) -> None:

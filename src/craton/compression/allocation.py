@@ -66,7 +66,7 @@ def measure_shifts(
     with torch.no_grad():
         reference = _outputs(source, stream, 0)
         for number, stored in enumerate(layers):
-            name = f"{source.prefix}trunk.layers.{number}"
+            name = source.towers[0].block_name(number)
             wanted = [one for one in matrices if one.name.startswith(f"{name}.")]
             block = in_fp32(stored)  # type: ignore[arg-type]
             before_TD = stream.hidden_TD.clone()

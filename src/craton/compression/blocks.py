@@ -1,16 +1,19 @@
 """A model that is never whole in fp32: its weights stay where the file holds them, and one block at a time is opened.
 
-What calibrates goes through the blocks as hidden states (`Stream`); what a linear layer reads on the way is summed up
-as `Inputs`.
+What calibrates goes through the blocks as hidden states (`Flow`); what a linear layer reads on the way is summed up as
+`Inputs`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from itertools import repeat
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +21,22 @@ from torch import Tensor, nn
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.weights import QuantizedEmbedding, QuantizedLinear
 from craton.errors import CheckpointError
-from craton.models import AnyModel, CausalLM, Classifier, Encoder
-from craton.trunk import Linear, replace_linears
+from craton.modalities.text import Tokenizer
+from craton.models import (
+    AnyModel,
+    CausalLM,
+    Classifier,
+    DualEncoder,
+    Encoder,
+    ImageClassifier,
+    ImageClassifierConfig,
+    Seq2Seq,
+    VisionConfig,
+    VisionTransformer,
+)
+from craton.trunk import Linear, Trunk, replace_linears
 from craton.trunk.block import Block
+from craton.trunk.cross_attention import Context, ContextView
 from craton.trunk.layout import Layout
 from craton.trunk.trunk import sequence_layout
 
@@ -28,6 +44,30 @@ PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 BATCH_TOKENS: Final = 4096  # that go through a block at once
 NOT_COMPRESSED: Final = ("router", "shared_gate")  # of experts: small, and they decide
 HEAD: Final = "head"
+# Of each kind of model, the trunks whose blocks are walked through, in order.
+TOWERS: Final[tuple[tuple[type[nn.Module], tuple[str, ...]], ...]] = (
+    (CausalLM, ("trunk",)),
+    (Encoder, ("trunk",)),
+    (Classifier, ("backbone.trunk",)),
+    (VisionTransformer, ("trunk",)),
+    (ImageClassifier, ("backbone.trunk",)),
+    (DualEncoder, ("vision.trunk", "text.trunk")),
+    (Seq2Seq, ("encoder", "decoder")),
+)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of blocks that is walked through by itself. name: of its trunk in the model ("vision.trunk"). first: how
+    many blocks the towers before it have."""
+
+    name: str
+    trunk: Trunk
+    first: int
+
+    def block_name(self, number: int) -> str:
+        """The name in the model of its block of this number."""
+        return f"{self.name}.layers.{number}"
 
 
 @dataclass(frozen=True)
@@ -44,13 +84,30 @@ class Source:
 
     @property
     def backbone(self) -> CausalLM | Encoder:
-        """The model around the trunk."""
+        """The model around the trunk of a model of text."""
         return backbone(self.model)
 
     @property
-    def prefix(self) -> str:
-        """What stands before the names of the backbone's tensors."""
-        return "backbone." if isinstance(self.model, Classifier) else ""
+    def towers(self) -> tuple[Tower, ...]:
+        """What is walked through. Of a model that chats about pictures the language model alone: what it sees with is a
+        small part, and text calibrates nothing of it."""
+        return towers(self.model)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None for a model that only sees."""
+        return tokenizer_of(self.checkpoint)
+
+    @property
+    def blocks(self) -> int:
+        """Of all towers."""
+        return sum(len(tower.trunk.layers) for tower in self.towers)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
+    """None for a model that only sees."""
+    sees = isinstance(checkpoint.config, VisionConfig | ImageClassifierConfig)
+    return None if sees else checkpoint.tokenizer()
 
 
 def open_source(checkpoint: Checkpoint) -> Source:
@@ -58,8 +115,12 @@ def open_source(checkpoint: Checkpoint) -> Source:
     kinds = tuple(sorted(checkpoint.quantized_kinds()))
     stored = PLAIN.get(checkpoint.stored_kind())
     model = checkpoint.load(stored or torch.float32, packed=True)
-    if not isinstance(model, CausalLM | Encoder | Classifier):
-        raise CheckpointError("this kind of model cannot be compressed", where=str(checkpoint.path))
+    if not _tower_names(model):
+        raise CheckpointError(
+            f"a {type(model).__name__} cannot be compressed",
+            where=str(checkpoint.path),
+            remedy="take a language model, an encoder or classifier of texts or pictures, or a speech model",
+        )
     dtype = stored or torch.bfloat16
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Block))
 
@@ -74,14 +135,32 @@ def open_source(checkpoint: Checkpoint) -> Source:
         return isinstance(module, QuantizedLinear | QuantizedEmbedding) and not name.startswith(inside)
 
     replace_linears(model, outside, make)
-    if isinstance(model, CausalLM) and model.config.tied:
+    if isinstance(model, CausalLM | Seq2Seq) and model.config.tied:
         model.head.weight = model.embedding.weight
-    backbone(model).compute_dtype = torch.float32
+    for module in model.modules():
+        if isinstance(module, CausalLM | Encoder | VisionTransformer):
+            module.compute_dtype = torch.float32
     return Source(checkpoint, model.requires_grad_(False).eval(), dtype, kinds)
 
 
+def _tower_names(model: nn.Module) -> tuple[str, ...]:
+    return next((names for kind, names in TOWERS if isinstance(model, kind)), ())
+
+
+def towers(model: nn.Module) -> tuple[Tower, ...]:
+    """See `Source.towers`."""
+    found: list[Tower] = []
+    first = 0
+    for name in _tower_names(model):
+        trunk = model.get_submodule(name)
+        assert isinstance(trunk, Trunk)
+        found.append(Tower(name, trunk, first))
+        first += len(trunk.layers)
+    return tuple(found)
+
+
 def backbone(model: AnyModel) -> CausalLM | Encoder:
-    """The model around the trunk."""
+    """The model around the trunk of a model of text."""
     found = model.backbone if isinstance(model, Classifier) else model
     assert isinstance(found, CausalLM | Encoder)
     return found
@@ -189,32 +268,58 @@ def watching(module: nn.Module, names: Collection[str], gram: bool) -> Iterator[
             handle.remove()
 
 
-class Stream:
-    """The hidden states of windows on their way through the blocks: [windows * window, width] in fp32."""
+@dataclass(frozen=True)
+class _Batch:
+    """What goes through a block at once. rows: in the hidden states. given: of the trunk's call, by name. context_CSW:
+    what cross-attention reads."""
+
+    rows: slice
+    given: dict[str, Any]
+    context_CSW: Tensor | None
+
+    def layout(self, block: Block, number: int) -> Layout:
+        view = self.given.get("context")
+        if block.cross_attention is not None and view is not None:
+            assert self.context_CSW is not None
+            # Keys and values are the block's own, whose matrices are changed as all others are.
+            view = ContextView(Context([block.cross_attention.read(self.context_CSW)] * (number + 1)), view.runs)
+        given = self.given
+        return Layout(
+            given["positions_T"], given.get("segments_T"), None, torch.float32, given.get("row"), context=view
+        )
+
+
+class Flow:
+    """The hidden states of sequences on their way through the blocks of a tower: [tokens, width] in fp32."""
 
     @torch.no_grad()
-    def __init__(self, model: CausalLM | Encoder, ids_NT: Tensor) -> None:
-        self.count, self.window = ids_NT.shape
-        read = model.hidden if isinstance(model, CausalLM) else model
-        with _only_front(model):
-            parts = [read(ids, *self._layout(len(ids) // self.window)) for ids in ids_NT.flatten().split(self._rows)]
-        self.hidden_TD = torch.cat(parts)
+    def __init__(
+        self, trunk: Trunk, passes: Sequence[Callable[[], object]], contexts: Sequence[Tensor] | None = None
+    ) -> None:
+        """passes: calls of the model, each of which runs the trunk once; what stands before its first block is taken.
+        contexts: what cross-attention reads in each of them."""
+        with _only_front(trunk) as calls:
+            for run in passes:
+                run()
+        self._batches: list[_Batch] = []
+        start = 0
+        for (part_TD, given), context_CSW in zip(calls, contexts or repeat(None), strict=False):
+            self._batches.append(_Batch(slice(start, start + len(part_TD)), given, context_CSW))
+            start += len(part_TD)
+        self.hidden_TD = torch.cat([part_TD for part_TD, _ in calls])
 
-    def copy(self) -> Stream:
+    def copy(self) -> Self:
         """The same hidden states, to go another way."""
         other = copy.copy(self)
         other.hidden_TD = self.hidden_TD.clone()
         return other
 
     def pass_through(self, block: Block, number: int) -> Iterator[tuple[slice, Tensor]]:
-        """The block's outputs for each batch of windows, with the rows that they belong to."""
-        for start in range(0, len(self.hidden_TD), self._rows):
-            rows = slice(start, min(start + self._rows, len(self.hidden_TD)))
-            x_TD = self.hidden_TD[rows]
-            layout = Layout(*self._layout(len(x_TD) // self.window), None, torch.float32)
+        """The block's outputs for each batch of sequences, with the rows that they belong to."""
+        for batch in self._batches:
             with torch.no_grad():
-                out_TD = block(x_TD, layout, number)
-            yield rows, out_TD
+                out_TD = block(self.hidden_TD[batch.rows], batch.layout(block, number), number)
+            yield batch.rows, out_TD
 
     def advance(self, block: Block, number: int) -> None:
         """Replace the hidden states by what the block makes of them."""
@@ -229,23 +334,40 @@ class Stream:
                 pass
         return found
 
-    @property
-    def _rows(self) -> int:
-        return max(1, BATCH_TOKENS // self.window) * self.window
 
-    def _layout(self, count: int) -> tuple[Tensor, Tensor]:
-        return sequence_layout([self.window] * count)
+class Stream(Flow):
+    """The hidden states of windows of text: [windows * window, width] in fp32."""
+
+    def __init__(self, model: CausalLM | Encoder, ids_NT: Tensor) -> None:
+        self.count, self.window = ids_NT.shape
+        read = model.hidden if isinstance(model, CausalLM) else model
+        together = max(1, BATCH_TOKENS // self.window)
+        super().__init__(
+            model.trunk,
+            [
+                partial(read, part.flatten(), *sequence_layout([self.window] * len(part)))
+                for part in ids_NT.split(together)
+            ],
+        )
 
 
 @contextmanager
-def _only_front(model: CausalLM | Encoder) -> Iterator[None]:
-    """While it is open, the model gives what its first block would read."""
-    trunk = model.trunk
+def _only_front(trunk: Trunk) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    """While it is open, the trunk gives what its first block would read; gives that of each call, fp32, with what the
+    call was given."""
     layers, norm = trunk.layers, trunk.final_norm
     trunk.layers, trunk.final_norm = nn.ModuleList(), None
+    order = list(inspect.signature(trunk.forward).parameters)
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out_TD: Tensor) -> None:
+        calls.append((out_TD.float(), dict(zip(order, args, strict=False)) | given))
+
+    handle = trunk.register_forward_hook(note, with_kwargs=True)
     try:
-        yield
+        yield calls
     finally:
+        handle.remove()
         trunk.layers, trunk.final_norm = layers, norm
 
 

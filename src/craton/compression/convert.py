@@ -6,6 +6,7 @@ The weights stay what they are, but for copies and a new router. What is written
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families import FAMILIES
 from craton.checkpoints.families.family import Family, Keys, yarn_magnitude
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.compression.convert_settings import ConvertSettings
 from craton.errors import CheckpointError, CratonError, UsageError
 from craton.models import AnyModel, CausalLM, CausalLMConfig, build
@@ -89,6 +90,7 @@ def convert(
         after = converted_model(before, config, settings.seed)
         on_progress("writing and reading again")
         save_checkpoint(after, family, folder, tokenizer=checkpoint.tokenizer())
+        copy_preprocessing(checkpoint.folder, folder)
         check_written(after, folder)
         ids = checkpoint.tokenizer().encode(PROBE)
         measured.append(difference(before, after, ids))
@@ -170,9 +172,7 @@ def difference(before: CausalLM, after: CausalLM, ids: Sequence[int]) -> float:
     """|after - before| / |before| of the logits on `ids`, computed in fp32."""
     logits = []
     for model in (before, after):
-        whole = CausalLM(model.config) if model.head.weight.dtype != torch.float32 else model
-        if whole is not model:
-            whole.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+        whole = deepcopy(model).float() if model.head.weight.dtype != torch.float32 else model
         logits.append(whole.eval()(torch.tensor(ids), torch.arange(len(ids))))
     centred = [logits_TV - logits_TV.mean(-1, keepdim=True) for logits_TV in logits]
     return float((centred[1] - centred[0]).norm() / centred[0].norm())

@@ -22,7 +22,7 @@ from craton.compression.distill_job import TABLE_NAME, Builder, Plan
 from craton.compression.distill_settings import DistillSettings
 from craton.compression.distill_text import write_texts
 from craton.config import parse
-from craton.errors import TrainingError, UsageError
+from craton.errors import UsageError
 from craton.inference.model import load
 from craton.modalities.text import Tokenizer
 from craton.models import CausalLM, CausalLMConfig
@@ -34,8 +34,17 @@ from craton.store.runs import Run
 from craton.training.hardware import compute_dtype, use_threads
 from craton.training.optimisers import free_weights
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 
 KIND: Final = "distill"
 
@@ -96,11 +105,8 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
     settings = parse(DistillSettings, config["settings"], where=str(run.folder))
     provenance = {key.removeprefix("settings."): origin for key, (_, origin) in run.settings().items()}
     with joined(settings.training.tensor_parallel) as ranks, at_work(run, ranks):
-        found = checkpoints(run.checkpoints_folder)
-        if ranks.is_first:
-            run.rewind(found[-1][0] if found else 0)
         job = _start(config["sources"], settings, provenance, run.folder, ranks, hooks)
-        return _carried_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return _carried_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def _carried_out(run: Run, job: Job, ranks: Ranks, hooks: Hooks, checkpoint: Path | None = None) -> Result:
@@ -176,12 +182,8 @@ def _start(
     tokenizer, context = checkpoint.tokenizer(), checkpoint.text_config.context
     context = context if settings.bridge else min(context, wise.text_config.context)
     data = read_data(sources, settings, tokenizer, context, folder, ranks, hooks)
-    if plan is not None and plan.data != data.digest:
-        raise TrainingError(
-            "the data is not what it was when this run began",
-            where=", ".join(sources),
-            remedy="put the files back as they were, or start a new run",
-        )
+    if plan is not None:
+        check_same_data(plan.data, data.digest, "the data", sources)
     if is_cut:
         checkpoint = Checkpoint.open(cut_student(wise, student_name, data, folder, ranks, hooks))
         told.append(f"the student is the teacher, {student_name}: {json.loads((folder / STUDENT_FACTS).read_bytes())}")
@@ -197,7 +199,7 @@ def _start(
         ranks.wait()
         plan = Plan.load(folder) or plan  # the first rank's measurements count
     words = f"activations in {str(dtype).removeprefix('torch.')}: {why}"
-    return builder.job(plan, tokenizer, checkpoint.family, words, origin.licence)
+    return builder.job(plan, tokenizer, checkpoint, words, origin.licence)
 
 
 def _written(

@@ -16,6 +16,7 @@ import torch
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
+from craton.checkpoints.save import copy_preprocessing
 from craton.compression.distill_settings import DistillSettings
 from craton.compression.structured import check_family, check_prunable, cut, save_cut
 from craton.compression.structured_settings import StructuredSettings
@@ -115,6 +116,7 @@ def cut_student(
         part = folder / f".{STUDENT_NAME}.part"
         shutil.rmtree(part, ignore_errors=True)
         save_cut(done.model, teacher.family, part, teacher.tokenizer(), torch.float32)
+        copy_preprocessing(teacher.folder, part)
         replace_file(folder / STUDENT_FACTS, json.dumps(", ".join(done.decisions)).encode())
         os.rename(part, target)
     ranks.wait()

@@ -16,8 +16,7 @@ from torch import nn
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
-from craton.checkpoints.families import Family
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.compression.distill_data import Data, now_and_then
 from craton.compression.distill_objective import Distillation, ProjectedStudent, Teacher
 from craton.compression.distill_settings import DistillSettings
@@ -156,7 +155,7 @@ class Builder:
         model = deepcopy(self.student) if self.ranks.world > 1 else self.student
         trainer = Trainer(model, NextToken(), loader, training, dtype=self.dtype, ranks=self.ranks)
         sample = loader.step(0)[0]
-        rate = measured_rate(trainer, sample) * self.ranks.data_world
+        rate = self.ranks.agreed(measured_rate(trainer, sample)) * self.ranks.data_world
         steps = seconds * rate / step_tokens
         if not self.settings.bridge:
             reading = self._reading_rate(sample) * self.ranks.data_world
@@ -178,8 +177,8 @@ class Builder:
             best = min(best, time.perf_counter() - begin)
         return sample.tokens / best
 
-    def job(self, plan: Plan, tokenizer: Tokenizer, family: Family, dtype_words: str, licence: str | None) -> Job:
-        """What `carry_out` takes."""
+    def job(self, plan: Plan, tokenizer: Tokenizer, origin: Checkpoint, dtype_words: str, licence: str | None) -> Job:
+        """What `carry_out` takes. origin: of the student."""
         settings, training = self.settings, plan.training
         loader, held_out = self.loader(training), self.held_out(training)
         model: nn.Module = self.student
@@ -230,7 +229,7 @@ class Builder:
             dtype=self.dtype,
             length=int(self.data.training.lengths.mean()),
             decisions=(*decisions, dtype_words),
-            save=lambda target: _save(self.student, family, target, tokenizer),
+            save=lambda target: _save(self.student, origin, target, tokenizer),
             licence=licence,
             tensorboard=settings.tensorboard,
         )
@@ -271,5 +270,6 @@ def steps_within(seconds: float, step_tokens: float, rate: float, reading: float
     return (seconds - steps_per_epoch * step_tokens / reading) * rate / step_tokens
 
 
-def _save(model: CausalLM, family: Family, folder: Path, tokenizer: Tokenizer) -> None:
-    save_checkpoint(model, family, folder, tokenizer=tokenizer)
+def _save(model: CausalLM, origin: Checkpoint, folder: Path, tokenizer: Tokenizer) -> None:
+    save_checkpoint(model, origin.family, folder, tokenizer=tokenizer)
+    copy_preprocessing(origin.folder, folder)

@@ -1,5 +1,5 @@
-"""What quantising and pruning share around the walk: the run, the text, the figures before, the file, and the proof
-that it is right."""
+"""What quantising and pruning share around the walk: the run, what calibrates, the figures before, the file, and the
+proof that it is right."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from torch import Tensor
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
+from craton.checkpoints.families.whisper_generation import read_generation, write_generation
 from craton.checkpoints.safetensors import SafetensorsFile, write_safetensors
-from craton.compression.blocks import Source, Stream, backbone, open_source
-from craton.compression.calibration import HELD_OUT, read_calibration
-from craton.compression.measure import Measured, compared, judge
+from craton.checkpoints.save import copy_preprocessing
+from craton.compression.blocks import Flow, Source, Tower, linear_names, open_source
+from craton.compression.material import Material, TextMaterial
+from craton.compression.material_pictures import PictureMaterial
+from craton.compression.material_sounds import SoundMaterial
+from craton.compression.measure import Measured, compared
 from craton.compression.quantize_settings import CalibrationSettings
+from craton.compression.walk import Refine, Work, walk
 from craton.errors import CheckpointError, UsageError
-from craton.models import CausalLM
+from craton.inference.images import SeeingConfig
+from craton.models import Seq2Seq, Seq2SeqConfig
 from craton.store import find
 from craton.store.artifacts import check_model_name, publish_model
 from craton.store.cards import model_card
@@ -32,6 +38,7 @@ from craton.store.runs import Run
 
 SAME: Final = 1e-4  # the largest relative difference of the outputs of what was written from what was made
 CALIBRATION_NAME: Final = "calibration.safetensors"
+FACTS_NAME: Final = "calibration.json"
 
 
 @dataclass
@@ -77,49 +84,62 @@ class Job:
         self.run, self.base, self.source, self.watch = run, base, source, watch
         self.blocks_folder = run.folder / "blocks"
         self.blocks_folder.mkdir(exist_ok=True)
+        # By the tower's name, the hidden states behind its last block: of what judges, and of what calibrates.
+        self.passed: dict[str, Flow] = {}
+        self.calibration: dict[str, Flow] = {}
 
     @cached_property
-    def _text(self) -> SafetensorsFile:
-        return SafetensorsFile.open(self.run.folder / CALIBRATION_NAME)
+    def material(self) -> Material:
+        """What the model is calibrated with and judged by, as the run keeps it."""
+        kept = SafetensorsFile.open(self.run.folder / CALIBRATION_NAME)
+        tensors = {name: kept.tensor(name) for name in kept.tensors}
+        kind = material_kind(self.source.checkpoint)
+        return kind(self.source.checkpoint, tensors, read_object(self.run.folder / FACTS_NAME))
 
-    @property
-    def calibration_facts(self) -> dict[str, Any]:
-        """What the text is."""
-        return read_object(self.run.folder / "calibration.json")
-
-    @property
-    def windows(self) -> Tensor:
-        """The windows to calibrate with, [N, T]."""
-        return self._text.tensor("calibration")
-
-    @property
-    def heldout(self) -> Tensor:
-        """The windows to judge by, [M, T]."""
-        return self._text.tensor("held_out")
-
-    def before(self) -> Tensor:
-        """What the model was: see `judge`. Measured once in a run."""
+    def before(self) -> dict[str, Tensor]:
+        """What the model was: see `Material.judge`. Measured once in a run."""
         path = self.run.folder / "before.safetensors"
         if not path.exists():
             self.watch.on_progress("measuring the model as it is")
-            found = judge(self.source.model, self.heldout, self.source.checkpoint.pooling)
-            write_safetensors(path, {"before": found.reshape(-1) if found.dim() == 0 else found})
-        kept = SafetensorsFile.open(path).tensor("before")
-        return kept[0] if kept.dim() == 1 else kept
+            write_safetensors(path, self.material.judge(self.source.model))
+        kept = SafetensorsFile.open(path)
+        return {name: kept.tensor(name) for name in kept.tensors}
 
-    def streams(self, calibrated: bool) -> tuple[Stream | None, Stream]:
-        """Hidden states before the first block: of the windows to calibrate with, and of those to judge by."""
-        self.watch.on_progress("embedding the text")
-        body = self.source.backbone
-        return Stream(body, self.windows) if calibrated else None, Stream(body, self.heldout)
+    def walk(
+        self,
+        work: Work,
+        *,
+        calibrated: bool,
+        gram: bool,
+        int8_inputs: bool = False,
+        refine: Refine | None = None,
+    ) -> None:
+        """Walk through all towers. Behind it stand `passed` and `calibration`."""
+        for tower in self.source.towers:
+            self.watch.on_progress("reading what the model is calibrated with and judged by")
+            calibration = self._flow(tower, held_out=False) if calibrated else None
+            follower = self._flow(tower, held_out=True)
+            assert follower is not None
+            walk(
+                self.source,
+                self.blocks_folder,
+                work,
+                calibration,
+                [follower],
+                tower=tower,
+                names_of=linear_names,
+                gram=gram,
+                int8_inputs=int8_inputs,
+                on_progress=self.watch.on_progress,
+                refine=refine,
+            )
+            self.passed[tower.name] = follower
+            if calibration is not None:
+                self.calibration[tower.name] = calibration
 
-    def outputs(self, stream: Stream) -> Tensor:
-        """What the model would give for the first held-out window, from its hidden states after the last block."""
-        norm, body = self.source.backbone.trunk.final_norm, self.source.model
-        hidden_TD = stream.hidden_TD[: stream.window]
-        with torch.inference_mode():
-            hidden_TD = hidden_TD if norm is None else norm(hidden_TD)
-            return body.logits(hidden_TD) if isinstance(body, CausalLM) else hidden_TD
+    def _flow(self, tower: Tower, *, held_out: bool) -> Flow | None:
+        done = self.passed if held_out else self.calibration
+        return self.material.flow(self.source, tower, held_out=held_out, done=done)
 
     def clear(self) -> None:
         """Remove what was only kept to go on from."""
@@ -128,7 +148,7 @@ class Job:
     def publish(
         self,
         write: Callable[[Path], Path],
-        expected: Tensor,
+        expected: list[Tensor],
         relation: str,
         *,
         prepare: Callable[[Any], None] = lambda model: None,
@@ -136,9 +156,9 @@ class Job:
     ) -> tuple[StoredModel, Measured, float, int]:
         """Write the model, read it again, compare it, measure it, and only then publish it.
 
-        write: writes into a folder and gives what a loader opens. expected: see `outputs`. prepare: what the reading
-        program is to do with the model, such as to round its inputs. Gives the model, what was measured, the relative
-        difference of its outputs, and its weights' bytes.
+        write: writes into a folder and gives what a loader opens. expected: see `Material.expected`. prepare: what the
+        reading program is to do with the model, such as to round its inputs. Gives the model, what was measured, the
+        relative difference of its outputs, and its weights' bytes.
         """
         before = self.before()
         found: list[tuple[Measured, float, int]] = []
@@ -152,17 +172,18 @@ class Job:
             checkpoint = Checkpoint.open(path)
             model = checkpoint.load(torch.float32, packed=True)
             prepare(model)
-            difference = _difference(_first_outputs(model, self.heldout[0]), expected)
-            if not difference <= tolerance:
+            differences = list(map(_difference, self.material.given(model), expected))
+            wrong = [difference for difference in differences if not difference <= tolerance]  # NaN is wrong as well
+            if wrong:
                 raise CheckpointError(
                     f"the model that was written gives other outputs than the one that was made: relative difference "
-                    f"{difference:.2g}",
+                    f"{wrong[0]:.2g}",
                     where=str(self.run.folder),
                     remedy="nothing was published; please report this with the name of the model",
                 )
-            self.watch.on_progress("measuring it on held-out text")
-            measured = compared(before, judge(model, self.heldout, self.source.checkpoint.pooling))
-            found.append((measured, difference, weight_bytes(path)))
+            self.watch.on_progress("measuring it on what was held out")
+            measured = compared(before, self.material.judge(model))
+            found.append((measured, max(differences), weight_bytes(path)))
             card = model_card(self.run, name=name, licence=self.base.licence, metrics=measured.as_dict())
             replace_file(folder / "README.md", card.encode())
 
@@ -176,6 +197,13 @@ class Job:
         return made, *found[0]
 
 
+def material_kind(checkpoint: Checkpoint) -> type[TextMaterial | PictureMaterial | SoundMaterial]:
+    """What a model is calibrated with."""
+    if isinstance(checkpoint.config, SeeingConfig):
+        return PictureMaterial
+    return SoundMaterial if isinstance(checkpoint.config, Seq2SeqConfig) else TextMaterial
+
+
 def begin(
     kind: str,
     model: str,
@@ -186,7 +214,7 @@ def begin(
     check: Callable[[Source], list[str]],
     watch: Watch,
 ) -> Job:
-    """A new run with its text. check: refuses what cannot be done, and says what was decided.
+    """A new run with what it is calibrated with. check: refuses what cannot be done, and says what was decided.
 
     Raises UsageError for a name or settings that cannot be used, DataError for too little text, CheckpointError for an
     adapter and what else is no model.
@@ -196,20 +224,7 @@ def begin(
     checkpoint = Checkpoint.open(base.path)
     source = open_source(checkpoint)
     decided = check(source)
-    if settings.window > checkpoint.text_config.context:
-        raise UsageError(
-            f"the model reads {checkpoint.text_config.context} tokens at most",
-            where="--window",
-            remedy=f"ask for --window {checkpoint.text_config.context}",
-        )
-    text = read_calibration(
-        checkpoint.tokenizer(),
-        settings.calibration,
-        window=settings.window,
-        samples=settings.samples,
-        seed=settings.seed,
-        held_out=HELD_OUT,
-    )
+    material = material_kind(checkpoint).read(checkpoint, settings)
     # To be found again from any folder.
     findable = base.id if base.folder is not None else str(base.path.absolute())
     config = {"model": findable, "settings": settings.model_dump(mode="json"), "name": name}
@@ -220,16 +235,16 @@ def begin(
         parents=(Parent(relation=relation, name=known_as(base)),),
         name=name,
     )
-    write_safetensors(run.folder / CALIBRATION_NAME, {"calibration": text.ids_NT, "held_out": text.heldout_MT})
-    replace_file(run.folder / "calibration.json", json_bytes(text.facts))
+    write_safetensors(run.folder / CALIBRATION_NAME, material.tensors)
+    replace_file(run.folder / FACTS_NAME, json_bytes(material.facts))
     job = Job(run, base, source, watch)
     watch.on_begin(run, decided)
     return job
 
 
 def reopen(run: Run, watch: Watch) -> Job:
-    """The job of an interrupted run. Raises UsageError where it was stopped before it had its text."""
-    if not (run.folder / "calibration.json").exists():
+    """The job of an interrupted run. Raises UsageError where it was stopped before it had what calibrates."""
+    if not (run.folder / FACTS_NAME).exists():
         raise UsageError("the run was stopped before anything was kept", where=str(run.folder), remedy="start anew")
     base = find(run.config()["model"])
     job = Job(run, base, open_source(Checkpoint.open(base.path)), watch)
@@ -237,24 +252,27 @@ def reopen(run: Run, watch: Watch) -> Job:
     return job
 
 
+def copy_beside(source: Source, folder: Path) -> None:
+    """What a model's folder says beside its weights, config and tokeniser: how pictures and sounds are prepared, and
+    how speech is written down. Raises StoreError if it cannot be written."""
+    copy_preprocessing(source.checkpoint.folder, folder)
+    if isinstance(source.model, Seq2Seq):
+        assert source.tokenizer is not None
+        facts, config = read_generation(source.checkpoint.folder), source.model.config
+        write_generation(folder, config, facts.tokens(source.tokenizer, config.vocab), facts.alignment_heads)
+
+
 def weight_bytes(path: Path) -> int:
     """The bytes of the files of weights at a path."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".gguf"))
+    weights = (file for file in path.iterdir() if file.suffix in (".safetensors", ".gguf", ".bin"))
+    return sum(file.stat().st_size for file in weights)
 
 
 def known_as(model: StoredModel) -> str:
     """The name in a lineage."""
     return model.id if model.folder is not None else model.source
-
-
-@torch.inference_mode()
-def _first_outputs(model: Any, ids_T: Tensor) -> Tensor:
-    body = backbone(model)
-    read = body.hidden if isinstance(body, CausalLM) else body
-    hidden_TD: Tensor = read(ids_T, torch.arange(len(ids_T)))
-    return model.logits(hidden_TD) if isinstance(model, CausalLM) else hidden_TD
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

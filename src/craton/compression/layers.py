@@ -12,7 +12,6 @@ from craton.checkpoints.weights import QuantizedLinear
 from craton.compression.blocks import HEAD, NOT_COMPRESSED, Source
 from craton.errors import UnknownName, UsageError
 from craton.models import CausalLM
-from craton.trunk.block import Block
 
 DEFAULT_KEEP: Final = "lm_head"
 
@@ -75,7 +74,7 @@ def check_groups(matrices: Sequence[Matrix], group: int) -> None:
 
 
 def _matrices(source: Source) -> list[Matrix]:
-    inside = tuple(f"{name}." for name, module in source.model.named_modules() if isinstance(module, Block))
+    inside = tuple(f"{tower.name}.layers." for tower in source.towers)
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in source.model.named_modules():
         in_block = name.startswith(inside) and name.rpartition(".")[2] not in NOT_COMPRESSED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 from typing import Any
@@ -18,12 +19,13 @@ from craton.trunk.trunk import sequence_layout
 
 @dataclass(frozen=True)
 class Measured:
-    """loss_before, loss_after: nats a token of a language model. cosine: of an encoder's vectors to those before, the
-    mean over the windows. The rest is None."""
+    """loss_before, loss_after: nats a token of what writes text. cosine: of the vectors of texts or pictures to those
+    before, the mean over all. text_cosine: the same of texts where `cosine` is that of pictures. The rest is None."""
 
     loss_before: float | None = None
     loss_after: float | None = None
     cosine: float | None = None
+    text_cosine: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """What was measured, by name."""
@@ -35,11 +37,12 @@ class Measured:
                 "perplexity_before": exp(self.loss_before),
                 "perplexity_after": exp(self.loss_after),
             }
-        return values if self.cosine is None else values | {"cosine": self.cosine}
+        cosines = {"cosine": self.cosine, "text_cosine": self.text_cosine}
+        return values | {name: cosine for name, cosine in cosines.items() if cosine is not None}
 
 
 def judge(model: AnyModel, ids_MT: Tensor, pooling: PoolingConfig | None) -> Tensor:
-    """What `compared` needs of a model: its loss as a number, or one vector [M, width] for each window."""
+    """Of a model of text: its loss as a number, or one vector [M, width] for each window."""
     if isinstance(model, CausalLM) and pooling is None:
         return torch.tensor(heldout_loss(model, ids_MT), dtype=torch.float64)
     return vectors(model, ids_MT, pooling)
@@ -58,8 +61,9 @@ def vectors(model: AnyModel, ids_MT: Tensor, pooling: PoolingConfig | None) -> T
     )
 
 
-def compared(before: Tensor, after: Tensor) -> Measured:
-    """The two results of `judge`."""
-    if before.dim() == 0:
-        return Measured(float(before), float(after))
-    return Measured(cosine=float(F.cosine_similarity(before.double(), after.double()).mean()))
+def compared(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Measured:
+    """Of two results of `Material.judge`."""
+    if "loss" in before:
+        return Measured(float(before["loss"]), float(after["loss"]))
+    cosines = {name: float(F.cosine_similarity(before[name].double(), after[name].double()).mean()) for name in before}
+    return Measured(cosine=cosines["vectors"], text_cosine=cosines.get("texts"))

@@ -17,8 +17,9 @@ from torch import Tensor
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.finite import is_finite
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.checkpoints.weights import QuantizedTensor
+from craton.compression.blocks import tokenizer_of
 from craton.compression.merge_settings import MergeSettings
 from craton.data.documents import fingerprint
 from craton.errors import CheckpointError, UsageError
@@ -93,7 +94,9 @@ def merge_models(
         merged, distance, count = _merge(opened, base_opened, settings, weights, on_progress)
         distances.extend(distance)
         on_progress("writing and reading again")
-        save_checkpoint(merged, opened[0].family, folder, tokenizer=opened[0].tokenizer(), pooling=opened[0].pooling)
+        first = opened[0]
+        save_checkpoint(merged, first.family, folder, tokenizer=tokenizer_of(first), pooling=first.pooling)
+        copy_preprocessing(first.folder, folder)
         _check_written(merged, folder)
         card = model_card(run, name=name, licence=found[0].licence, metrics={})
         replace_file(folder / "README.md", card.encode())
@@ -263,8 +266,9 @@ def _check_alike(first: Checkpoint, other: Checkpoint, first_name: str, other_na
             where=where,
             remedy="merge models that were trained from one base",
         )
-    if fingerprint(first.tokenizer()) != fingerprint(other.tokenizer()):
-        a, b = (one.tokenizer().backend.get_vocab(with_added_tokens=True) for one in (first, other))
+    ours_read, theirs_read = tokenizer_of(first), tokenizer_of(other)
+    if ours_read is not None and theirs_read is not None and fingerprint(ours_read) != fingerprint(theirs_read):
+        a, b = (one.backend.get_vocab(with_added_tokens=True) for one in (ours_read, theirs_read))
         if a != b:
             raise UsageError(
                 f"the two models have other tokens: {len(set(a.items()) ^ set(b.items())):,} entries differ",

@@ -10,15 +10,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from craton.checkpoints.save import copy_preprocessing, save_checkpoint
+from craton.checkpoints.save import save_checkpoint
 from craton.checkpoints.weights import QuantizedLinear
 from craton.compression.awq import relative_output_error
-from craton.compression.blocks import Inputs, Source, linear_names, plain_linear, weight_of
-from craton.compression.job import Job, Outcome, Watch, begin, known_as, reopen, weight_bytes
+from craton.compression.blocks import Inputs, Source, plain_linear, weight_of
+from craton.compression.job import Job, Outcome, Watch, begin, copy_beside, known_as, reopen, weight_bytes
 from craton.compression.layers import choose_layers
 from craton.compression.quantize_settings import PruneMethod, PruneSettings
 from craton.compression.sparsity import Pattern, parse_pattern, prune_magnitude, prune_sparsegpt, prune_wanda
-from craton.compression.walk import Changes, Work, all_changes, hold, walk
+from craton.compression.walk import Changes, Work, all_changes, hold
 from craton.config import parse
 from craton.errors import UsageError
 from craton.store.runs import Run
@@ -38,8 +38,8 @@ def prune(
 ) -> Outcome:
     """Set a share of the weights of a model (a name or a path) to 0 and publish it as `name`, a plain checkpoint.
 
-    Raises UsageError for a sparsity that does not fit the matrices, DataError for too little text, CheckpointError for
-    an adapter.
+    Raises UsageError for a sparsity that does not fit the matrices, DataError for too little to calibrate with,
+    CheckpointError for an adapter.
     """
     pattern = parse_pattern(settings.sparsity)
     watch = watch or Watch()
@@ -90,7 +90,12 @@ def block_work(source: Source, method: PruneMethod, pattern: Pattern, published:
             error = None
             if read is not None and method == "sparsegpt":  # which alone needs all second moments
                 error = relative_output_error(error_OI, weight_OI, read)
-            row = {"matrix": published[full], "weights": made_OI.numel(), "zeros": int((made_OI == 0).sum())}
+            row = {
+                "matrix": published[full],
+                "weights": made_OI.numel(),
+                "zeros": int((made_OI == 0).sum()),
+                "tokens": read.tokens if read is not None else None,
+            }
             lost = float(error_OI.norm() / weight_OI.norm().clamp(min=1e-30))
             changes.rows.append(row | {"weight_error": lost, "output_error": error})
         return changes
@@ -120,21 +125,14 @@ class _Pruner:
         job = self.job
         before_bytes = weight_bytes(job.base.path)
         job.before()
-        calibration, followers = job.streams(self.settings.method != "magnitude")
-        walk(
-            self.source,
-            job.blocks_folder,
+        job.walk(
             block_work(self.source, self.settings.method, self.pattern, self.names),
-            calibration,
-            [followers],
-            names_of=linear_names,
+            calibrated=self.settings.method != "magnitude",
             gram=self.settings.method == "sparsegpt",
-            int8_inputs=False,
-            on_progress=job.watch.on_progress,
         )
         rows: list[dict[str, Any]] = []
-        changes = list(all_changes(job.blocks_folder, len(self.source.backbone.trunk.layers)))
-        expected = job.outputs(followers)
+        changes = list(all_changes(job.blocks_folder, self.source.blocks))
+        expected = job.material.expected(self.source.model, job.passed)
         self._unpack()
         for one in changes:
             hold(self.source.model, one.plain)
@@ -152,11 +150,20 @@ class _Pruner:
             bits=8.0 * self.source.dtype.itemsize,
             seconds=time.perf_counter() - started,
             difference=difference,
-            calibration=job.calibration_facts,
+            calibration=dict(job.material.facts),
             rows=tuple(rows),
-            notes=("zeros are stored as numbers: the file is no smaller, and these kernels are no faster for them",),
+            notes=(
+                "zeros are stored as numbers: the file is no smaller, and these kernels are no faster for them",
+                *self._notes(rows),
+            ),
             facts={"zeros": zeros, "pattern": self.settings.sparsity},
         )
+
+    def _notes(self, rows: list[dict[str, Any]]) -> list[str]:
+        unread = sum(row["tokens"] is None for row in rows) if self.settings.method != "magnitude" else 0
+        if not unread:
+            return []
+        return [f"{unread} matrices read nothing of what calibrates: their smallest weights went"]
 
     def _unpack(self) -> None:
         """Make plain numbers of what is still packed: matrices that are kept, and places of those that were pruned."""
@@ -172,7 +179,11 @@ class _Pruner:
     def _write(self, folder: Path) -> Path:
         checkpoint = self.source.checkpoint
         written = save_checkpoint(
-            self.source.model, checkpoint.family, folder, tokenizer=checkpoint.tokenizer(), pooling=checkpoint.pooling
+            self.source.model,
+            checkpoint.family,
+            folder,
+            tokenizer=self.source.tokenizer,
+            pooling=checkpoint.pooling,
         )
-        copy_preprocessing(checkpoint.folder, written)
+        copy_beside(self.source, written)
         return written

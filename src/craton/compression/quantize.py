@@ -16,26 +16,36 @@ from torch import Tensor, nn
 
 from craton.checkpoints.compressed_tensors import save_quantized
 from craton.checkpoints.disk import replace_file
+from craton.checkpoints.gguf_architectures import ARCHITECTURES
 from craton.checkpoints.gguf_export import GGUFKind, save_gguf
 from craton.checkpoints.int_weight import IntWeight
-from craton.checkpoints.save import copy_preprocessing
 from craton.checkpoints.weights import QuantizedLinear
 from craton.compression.allocation import allocate, measure_shifts
 from craton.compression.awq import fold_scales, quantize_awq, relative_output_error
-from craton.compression.blocks import HEAD, Inputs, Source, Stream, linear_names, plain_linear, weight_of
+from craton.compression.blocks import HEAD, Inputs, Source, Stream, plain_linear, weight_of
 from craton.compression.gptq import quantize_gptq
 from craton.compression.grids import Form
 from craton.compression.hqq import quantize_hqq
-from craton.compression.job import SAME, Job, Outcome, Watch, begin, known_as, reopen, weight_bytes
+from craton.compression.job import SAME, Job, Outcome, Watch, begin, copy_beside, known_as, reopen, weight_bytes
 from craton.compression.layers import Chosen, check_groups, choose_layers
 from craton.compression.quantize_settings import Method, QuantizeSettings, parse_bytes
 from craton.compression.rtn import quantize_rtn
 from craton.compression.tuning import tune_block
-from craton.compression.walk import Changes, Refine, Work, all_changes, block_path, hold, round_inputs, walk
+from craton.compression.walk import Changes, Refine, Work, all_changes, block_path, hold, round_inputs
 from craton.config import parse
 from craton.errors import CheckpointError, UsageError
 from craton.modalities.text import gguf_metadata_from_tokenizer
-from craton.models import AnyModel, CausalLM
+from craton.models import (
+    AnyModel,
+    CausalLM,
+    Classifier,
+    DualEncoder,
+    Encoder,
+    ImageChat,
+    ImageClassifier,
+    Seq2Seq,
+    VisionTransformer,
+)
 from craton.store.run_files import json_bytes, read_object
 from craton.store.runs import Run
 from craton.trunk import replace_linears
@@ -61,8 +71,8 @@ def quantize(
     """Quantise a model (a name or a path) and publish it as `name`.
 
     Raises UsageError for what cannot be done (groups that do not fit, a size below the smallest), DataError for too
-    little text, CheckpointError for an adapter, for a layout that cannot hold the model, and where what was written
-    does not do what was made; then nothing is published.
+    little to calibrate with, CheckpointError for an adapter, for a layout that cannot hold the model, and where what
+    was written does not do what was made; then nothing is published.
     """
     _check_format(settings)
     watch = watch or Watch()
@@ -150,8 +160,28 @@ def _check_format(settings: QuantizeSettings) -> None:
         raise UsageError(what, where="--format gguf", remedy="choose --format safetensors, or --bits 4")
 
 
+def _check_text_only(source: Source, settings: QuantizeSettings) -> None:
+    """Refuse what is known of models that read text alone, for all others."""
+    if isinstance(source.model, CausalLM | Encoder | Classifier):
+        return
+    asked = {
+        "--tune": settings.tune > 0,
+        "--size": settings.size is not None,
+        "--format gguf": settings.format == "gguf",
+    }
+    for flag, is_asked in asked.items():
+        if is_asked:
+            raise UsageError(
+                f"{flag} is for models of text, and this is a {type(source.model).__name__}",
+                where=flag,
+                remedy="leave it out: --bits and --method do for all of them",
+            )
+
+
 def _check(source: Source, settings: QuantizeSettings) -> list[str]:
+    _check_text_only(source, settings)
     if settings.format == "gguf":
+        _check_architecture(source)
         gguf_metadata_from_tokenizer(source.checkpoint.tokenizer())  # refuses one that the file cannot describe
     chosen = choose_layers(source, settings.keep)
     check_groups(chosen.matrices, settings.group)
@@ -176,8 +206,19 @@ def _check(source: Source, settings: QuantizeSettings) -> list[str]:
     if source.kinds:
         said.append(_again(source))
     if settings.method in ("rtn", "hqq") and settings.tune == 0 and settings.size is None:
-        said.append(f"{settings.method} looks at no text; held-out text judges it")
+        said.append(f"{settings.method} looks at no data; what is held out judges it")
     return said
+
+
+def _check_architecture(source: Source) -> None:
+    """Refuse what GGUF has no words for, such as a model that chats about pictures, before the work."""
+    name = source.checkpoint.hf["architectures"][0]
+    if not any(name in architecture.hf_architectures for architecture in ARCHITECTURES):
+        raise CheckpointError(
+            f"{name} cannot be written as GGUF",
+            where=str(source.checkpoint.path),
+            remedy="leave out --format gguf: safetensors holds it",
+        )
 
 
 def _again(source: Source) -> str:
@@ -188,9 +229,18 @@ def _again(source: Source) -> str:
 
 
 def _kept(source: Source, chosen: Chosen) -> str:
-    parts = ["the embedding"]
-    if isinstance(source.model, CausalLM) and source.model.config.tied:
+    model = source.model
+    if isinstance(model, VisionTransformer | ImageClassifier | DualEncoder):
+        parts = ["embeddings of patches and texts" if isinstance(model, DualEncoder) else "the embedding of patches"]
+        parts.append("what pools and projects" if not isinstance(model, ImageClassifier) else "the head")
+    elif isinstance(model, CausalLM | Seq2Seq) and model.config.tied:
         parts = ["the embedding, which is the head as well"]
+    else:
+        parts = ["the embedding"]
+    if isinstance(model, ImageChat):
+        parts.append("what it sees with")
+    if isinstance(model, Seq2Seq):
+        parts.append("convolutions")
     parts += sorted({name if len(chosen.kept) <= 3 else name.rpartition(".")[2] for name in chosen.kept})
     return ", ".join([*parts, "norms and biases"])
 
@@ -210,7 +260,6 @@ class _Quantizer:
         self.chosen = choose_layers(job.source, settings.keep)
         self.published = {one.name: one.published for one in self.chosen.matrices}
         self.calibrated = settings.method in ("gptq", "awq") or settings.tune > 0
-        self.layers = len(job.source.backbone.trunk.layers)
 
     def carry_out(self) -> Outcome:
         started = time.perf_counter()
@@ -218,26 +267,20 @@ class _Quantizer:
         before_bytes = weight_bytes(job.base.path)
         job.before()
         self.forms = {name: self._form(bits) for name, bits in self._bits().items()}
-        calibration, followers = job.streams(self.calibrated)
-        walk(
-            self.source,
-            job.blocks_folder,
+        job.walk(
             block_work(self.source, settings.method, self.forms, self.published),
-            calibration,
-            [followers],
-            names_of=linear_names,
+            calibrated=self.calibrated,
             gram=True,
             int8_inputs=settings.act is not None,
-            on_progress=job.watch.on_progress,
             refine=block_tuning(settings.tune, self.published),
         )
         if HEAD in self.forms:
-            self._head(calibration)
-        blocks = self.layers + (HEAD in self.forms)
+            self._head()
+        blocks = job.source.blocks + (HEAD in self.forms)
         changes = list(all_changes(job.blocks_folder, blocks))
         quantized = {name: weight for one in changes for name, weight in one.quantized.items()}
         rows = [row for one in changes for row in one.rows]
-        expected = self._expected(quantized, followers)
+        expected = self._expected(quantized)
         for one in changes:
             hold(self.source.model, one.plain)
         self._empty(quantized)
@@ -261,7 +304,7 @@ class _Quantizer:
             bits=bits,
             seconds=time.perf_counter() - started,
             difference=difference,
-            calibration=job.calibration_facts,
+            calibration=dict(job.material.facts),
             rows=tuple(rows),
             notes=tuple(self._notes(rows)),
             facts={"matrices_of_bits": _counted(rows), "kept": list(self.chosen.kept)},
@@ -295,7 +338,7 @@ class _Quantizer:
             choose(places)  # refuses an impossible budget before anything is measured
             shifts = measure_shifts(
                 self.source,
-                self.job.windows,
+                self.job.material.tensors["calibration"],
                 self.chosen.matrices,
                 forms,
                 self.job.run.folder / "shifts.json",
@@ -313,16 +356,16 @@ class _Quantizer:
                 seen[tensor.data_ptr()] = tensor.nbytes
         return sum(seen.values())
 
-    def _head(self, calibration: Stream | None) -> None:
+    def _head(self) -> None:
         """The untied head, by what it reads after the last block."""
-        path = block_path(self.job.blocks_folder, self.layers)
+        path = block_path(self.job.blocks_folder, self.source.blocks)
         if path.exists():
             return
         self.job.watch.on_progress("the head")
         model = self.source.model
         assert isinstance(model, CausalLM)
         weight_OI = model.head.weight.to(torch.float32)
-        inputs = None
+        inputs, calibration = None, self.job.calibration.get(self.source.towers[0].name)
         with torch.no_grad():
             if calibration is not None:
                 norm = model.trunk.final_norm
@@ -331,15 +374,15 @@ class _Quantizer:
             made = METHODS[self.settings.method](weight_OI, self.forms[HEAD], inputs)
             Changes({HEAD: made}, {}, [_row(self.published[HEAD], weight_OI, made, inputs)]).write(path)
 
-    def _expected(self, quantized: Mapping[str, IntWeight], stream: Stream) -> Tensor:
-        """What the file must give on the first held-out window."""
+    def _expected(self, quantized: Mapping[str, IntWeight]) -> list[Tensor]:
+        """What the file must give: see `Material.expected`."""
         model = self.source.model
         if HEAD in quantized:
             assert isinstance(model, CausalLM)
             model.head = plain_linear(quantized[HEAD].dequantize(), model.head.bias)
             if self.settings.act:
                 round_inputs(model, [HEAD])
-        return self.job.outputs(stream)
+        return self.job.material.expected(model, self.job.passed)
 
     def _empty(self, quantized: Mapping[str, IntWeight]) -> None:
         """Leave the places of the quantised weights empty, and make plain numbers of the other packed ones."""
@@ -364,11 +407,11 @@ class _Quantizer:
                 checkpoint.family,
                 folder,
                 quantized,
-                tokenizer=checkpoint.tokenizer(),
+                tokenizer=source.tokenizer,
                 pooling=checkpoint.pooling,
                 activations=self.settings.act,
             )
-            copy_preprocessing(checkpoint.folder, written)
+            copy_beside(source, written)
             return written
         kind: GGUFKind = "BF16" if source.dtype == torch.bfloat16 else "F16"
         return save_gguf(
@@ -395,7 +438,8 @@ class _Quantizer:
         notes = [_again(self.source)] if self.source.kinds else []
         unread = sum(row["tokens"] is None for row in rows) if self.calibrated else 0
         if unread:
-            notes.append(f"{unread} matrices (experts) read no token of the text: they were rounded to nearest")
+            why = "there were no captions" if isinstance(self.source.model, DualEncoder) else "experts"
+            notes.append(f"{unread} matrices read no token of the text ({why}): they were rounded to nearest")
         if self.settings.size is not None:
             counts = ", ".join(f"{count} of {bits} bits" for bits, count in _counted(rows).items())
             notes.append(f"chosen under {self.settings.size}: {counts}")

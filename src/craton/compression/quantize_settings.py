@@ -15,14 +15,15 @@ UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 class CalibrationSettings(Settings):
-    """Text that a method looks at, and text that the result is judged by."""
+    """What a method looks at, and what the result is judged by: text, pictures or sounds, as the model reads them."""
 
     calibration: tuple[str, ...] = Field(
         default=(),
-        description='text files, or records with a "text", to calibrate with (none: Python\'s own docstrings)',
+        description='to calibrate with and judge by: text files, or records with a "text" (none: Python\'s own '
+        "docstrings); for a model that sees or hears, folders of pictures or recordings",
     )
-    samples: PositiveInt = Field(default=64, description="windows to calibrate with")
-    window: PositiveInt = Field(default=512, ge=16, description="tokens of a window")
+    samples: PositiveInt = Field(default=64, description="windows (pictures, recordings) to calibrate with")
+    window: PositiveInt = Field(default=512, ge=16, description="tokens of a window of text")
     seed: NonNegativeInt = Field(default=0, description="of the choice of windows")
 
 
@@ -32,7 +33,7 @@ class QuantizeSettings(CalibrationSettings):
     bits: Literal[2, 3, 4, 8] = Field(default=4, description="of a weight: 8, 4, 3 or 2")
     method: Method = Field(
         default="awq",
-        description="rtn and hqq need no text; gptq makes up for what rounding loses; awq scales what matters",
+        description="rtn and hqq need no data; gptq makes up for what rounding loses; awq scales what matters",
     )
     group: Literal[32, 64, 128] = Field(default=32, description="weights that share a scale: 32, 64 or 128")
     zeros: bool | None = Field(
@@ -82,7 +83,7 @@ class PruneSettings(CalibrationSettings):
 
     method: PruneMethod = Field(
         default="wanda",
-        description="magnitude needs no text; wanda weighs sizes by inputs; sparsegpt makes up for what is lost",
+        description="magnitude needs no data; wanda weighs sizes by inputs; sparsegpt makes up for what is lost",
     )
     sparsity: str = Field(
         default="0.5", description="the share to remove (0.5), or how many to keep of how many neighbours (2:4, 4:8)"

@@ -20,7 +20,7 @@ from torch import Tensor
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families.family import Family, Keys
-from craton.checkpoints.save import save_checkpoint
+from craton.checkpoints.save import copy_preprocessing, save_checkpoint
 from craton.compression.calibration import read_calibration
 from craton.compression.importance import layer_losses, text_nats, unit_importance
 from craton.compression.structured_settings import StructuredSettings
@@ -30,7 +30,7 @@ from craton.errors import CheckpointError, UsageError
 from craton.inference.model import load
 from craton.inference.plan import DTypeChoice, fast_bfloat16
 from craton.modalities.text import Tokenizer
-from craton.models import AnyModel, CausalLM, CausalLMConfig, build
+from craton.models import AnyModel, CausalLM, CausalLMConfig, ImageChatConfig, build
 from craton.store import find
 from craton.store.artifacts import check_model_name, publish_model
 from craton.store.cards import model_card
@@ -101,6 +101,12 @@ def prune_structured(
     name = name or f"{base.name}-cut"
     check_model_name(name)
     checkpoint = Checkpoint.open(base.path)
+    if not isinstance(checkpoint.config, CausalLMConfig):
+        raise UsageError(
+            f"structured pruning cuts language models, and this is a {checkpoint.hf['architectures'][0]}",
+            where=base.id,
+            remedy="prune single weights instead: --sparsity 0.5",
+        )
     family, tokenizer = checkpoint.family, checkpoint.tokenizer()
     on_progress(f"loading {base.id}")
     loaded = check_prunable(checkpoint.load(torch.float32), settings)
@@ -128,6 +134,7 @@ def prune_structured(
     def write(folder: Path) -> None:
         on_progress("writing and reading again")
         save_cut(done.model, family, folder, chosen, dtype)
+        copy_preprocessing(checkpoint.folder, folder)
         card = model_card(run, name=name, licence=base.licence, metrics={"held-out loss": loss[1]})
         replace_file(folder / "README.md", card.encode())
 
@@ -271,7 +278,10 @@ def keep_tokens(model: CausalLM, kept: Sequence[int]) -> CausalLM:
     for name in ("embedding.weight", "head.weight", "head.bias"):
         if name in state:
             state[name] = state[name][chosen]
-    config = model.config.model_copy(update={"vocab": len(kept)})
+    changed: dict[str, Any] = {"vocab": len(kept)}
+    if isinstance(model.config, ImageChatConfig):
+        changed["image_token"] = list(kept).index(model.config.image_token)  # special tokens stay, and it is one
+    config = model.config.model_copy(update=changed)
     return _built(config, list(config.trunk.layers), state)
 
 

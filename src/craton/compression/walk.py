@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from craton.checkpoints.int_weight import IntWeight
 from craton.checkpoints.safetensors import SafetensorsFile, write_safetensors
-from craton.compression.blocks import Inputs, Source, Stream, in_fp32
+from craton.compression.blocks import Flow, Inputs, Source, Stream, Tower, in_fp32
 from craton.store.cards import duration
 from craton.trunk.block import Block
 
@@ -70,23 +70,25 @@ def walk(
     source: Source,
     folder: Path,
     work: Work,
-    calibration: Stream | None,
-    followers: Sequence[Stream],
+    calibration: Flow | None,
+    followers: Sequence[Flow],
     *,
+    tower: Tower | None = None,
     names_of: Callable[[Block], list[str]],
     gram: bool,
     int8_inputs: bool,
     on_progress: Callable[[str], None],
     refine: Refine | None = None,
 ) -> None:
-    """Work on each block in order, with what its linear layers read once the blocks before it are changed.
+    """Work on each block of a tower in order, with what its linear layers read once the blocks before it are changed.
 
     calibration: what is observed (none: nothing is). followers: other hidden states that go through the changed blocks.
-    int8_inputs: of quantised layers, on the way, as they will be. refine: has the last word on a block; it needs what
-    is observed. Changes are kept in `folder`.
+    tower: none is the model's first. int8_inputs: of quantised layers, on the way, as they will be. refine: has the
+    last word on a block of text; it needs what is observed. Changes are kept in `folder`.
     """
+    tower = tower or source.towers[0]
     wanted = calibration.copy() if calibration is not None and refine is not None else None
-    layers = source.backbone.trunk.layers
+    layers = tower.trunk.layers
     begun: list[float] = []  # when each block of this process was begun
 
     def say(number: int, doing: str) -> None:
@@ -94,11 +96,11 @@ def walk(
         if len(begun) > 1:
             seconds = (begun[-1] - begun[0]) / (len(begun) - 1)
             left = f", {duration(seconds * (len(layers) - number))} left"
-        on_progress(f"block {number + 1} of {len(layers)}: {doing}{left}")
+        on_progress(f"block {tower.first + number + 1} of {source.blocks}: {doing}{left}")
 
     for number, stored in enumerate(layers):
         assert isinstance(stored, Block)
-        name, path = f"{source.prefix}trunk.layers.{number}", block_path(folder, number)
+        name, path = tower.block_name(number), block_path(folder, tower.first + number)
         if wanted is not None:
             wanted.advance(in_fp32(stored), number)
         if not path.exists():
@@ -111,7 +113,7 @@ def walk(
             say(number, "solving")
             with torch.no_grad():
                 changes = work(name, block, inputs)
-                if calibration is not None and wanted is not None and refine is not None:
+                if isinstance(calibration, Stream) and isinstance(wanted, Stream) and refine is not None:
                     say(number, "tuning")
                     refine(name, number, block, changes, inputs, calibration, wanted)
                 changes.write(path)
