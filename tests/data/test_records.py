@@ -298,12 +298,12 @@ def test_ten_million_characters_in_one_line(write, name: str) -> None:
     text = "سلام x" * 1_700_000
     content = {"a.jsonl": dump([{"text": text}]), "a.json": f"[{dump([{'text': text}])}]"}.get(name, f"text\n{text}\n")
     path = write(name, content)
-    began = time.monotonic()
+    began = time.process_time()
     (record,) = read(path)
     assert len(record.value["text"]) >= 10_000_000
     with pytest.raises(FileFormatError, match="longer than 1 MiB") as caught:
         read(path, max_record_bytes=1 << 20)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert str(path) in str(caught.value.where)
 
 

@@ -190,10 +190,10 @@ def test_counting_is_bounded(text: str) -> None:
         characters += len(piece)
         return -(-len(piece) // 4)
 
-    begun = time.perf_counter()
+    begun = time.process_time()
     chunk(Document("d", "d", text, "text"), ChunkSettings(), count)
     assert characters < 8 * len(text)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_settings_that_cannot_be() -> None:

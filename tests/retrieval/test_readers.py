@@ -215,9 +215,9 @@ def test_encodings_of_html(write, data: bytes, text: str) -> None:
     "unit", ["<!--", "<a ", "<a x='", "</a ", "<![", "<div>", "<b></i>", "<p>", "<li>", "<td>", "&", "<table>", "<h1>a"]
 )
 def test_odd_html_takes_linear_time(unit: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     html_content("text" + unit * 20_000)
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 NAMES = "p div ul li ol table tr td th h1 h2 pre b script nav title head body html br dl dd svg"
@@ -578,9 +578,9 @@ def test_a_sparse_file_of_500_mb_is_refused_at_once(tmp_path: Path, name: str) -
         file.write(b"a")
         file.truncate(500_000_000)
     tracemalloc.start()
-    begun = time.perf_counter()
+    begun = time.process_time()
     error = refusal(path)
-    taken = time.perf_counter() - begun
+    taken = time.process_time() - begun
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 1

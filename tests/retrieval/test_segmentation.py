@@ -104,10 +104,10 @@ def test_every_character_is_in_one_sentence_and_none_begins_or_ends_blank(text: 
 @pytest.mark.parametrize("unit", ["a", "a.", ". ", "aB", "中", "\n", " ", "x\n", "*", '."', "[", "_", "A.", "م‌", "1)"])
 def test_odd_text_takes_linear_time(unit: str) -> None:
     text = unit * (100_000 // len(unit))
-    begun = time.perf_counter()
+    begun = time.process_time()
     sentences(text)
     search_terms(text)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 # --- search terms --------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def running_server(models, **settings) -> Iterator[Running]:
 
     def on_start(server, state, port) -> None:
         url = f"http://127.0.0.1:{port}"
-        client = httpx.Client(base_url=url, timeout=60)
+        client = httpx.Client(base_url=url, timeout=300)
         found.append(Running(url, state, server, asyncio.get_running_loop(), thread, client))
         started.set()
 
@@ -128,4 +128,4 @@ def model_id(tiny_model) -> str:
 def client(server):
     """OpenAI's own client."""
     openai = pytest.importorskip("openai")
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)

@@ -31,7 +31,7 @@ def guarded(tiny_model, serving, keys, key):
 
 
 def raw_status(url: str, method: str, path: str, headers: dict[str, str]) -> int:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     connection.putrequest(method, path, skip_host="host" in {name.lower() for name in headers})
     for name, value in headers.items():
         connection.putheader(name, value)

@@ -76,7 +76,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait(tiny_model, model_id, serving)
         def ask() -> None:
             codes.append(
                 httpx.post(
-                    f"{running.url}/v1/chat/completions", json=chat(model_id, **LONG | {"max_tokens": 150}), timeout=60
+                    f"{running.url}/v1/chat/completions", json=chat(model_id, **LONG | {"max_tokens": 150}), timeout=300
                 ).status_code
             )
 
@@ -174,7 +174,7 @@ def test_keys_take_turns(tiny_model, model_id, serving, tmp_path, slow_engine):
         def ask(name: str, key: str) -> None:
             body = chat(model_id, max_tokens=60, guided_regex="[a-z]{2000}")
             headers = {"authorization": f"Bearer {key}"}
-            assert httpx.post(f"{running.url}/v1/chat/completions", json=body, headers=headers, timeout=60).is_success
+            assert httpx.post(f"{running.url}/v1/chat/completions", json=body, headers=headers, timeout=300).is_success
             done.append(name)
 
         threads = [threading.Thread(target=ask, args=("greedy", greedy)) for _ in range(5)]
@@ -244,7 +244,7 @@ class Process:
 
 def wait_in_vain(url: str, body: dict) -> None:
     with contextlib.suppress(httpx.HTTPError):
-        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def two_streams(tiny_model, model_id):
     begun = threading.Barrier(3)
 
     def read(name: str, body: dict) -> None:
-        with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=60) as said:
+        with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=300) as said:
             for number, line in enumerate(said.iter_lines()):
                 if number == 0:
                     begun.wait(60)
@@ -296,7 +296,7 @@ def test_sigterm_ends_what_takes_too_long_with_a_clean_error(two_streams):
     lines = [line for line in found["long"] if line]
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["type"] == "overloaded_error"
     assert lines[-1] == "data: [DONE]"
-    assert 2 < seconds < 20
+    assert 2 < seconds < 60
 
 
 def test_sigterm_leaves_no_process_and_exits_well(two_streams):
@@ -326,7 +326,7 @@ def test_a_server_that_was_killed_starts_again_with_what_it_had(tiny_model, mode
             f"{process.url}/v1/chat/completions",
             json=chat(model_id, max_tokens=4, temperature=0),
             headers={"x-api-key": text},
-            timeout=60,
+            timeout=300,
         )
         said.append(answer.json()["choices"][0]["message"]["content"])
         process.process.kill()

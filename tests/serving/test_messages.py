@@ -25,7 +25,7 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def claude(server):
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=300)
 
 
 def test_an_answer_is_what_the_model_says_in_process(claude, model_id, model):

@@ -40,7 +40,7 @@ def guarded(home, serving, keys):
 
 
 def post(running, key: str, path: str, body: object) -> httpx.Response:
-    return httpx.post(f"{running.url}{path}", json=body, headers={"x-api-key": key}, timeout=60)
+    return httpx.post(f"{running.url}{path}", json=body, headers={"x-api-key": key}, timeout=300)
 
 
 def ask(running, key: str, model: str, **fields) -> httpx.Response:

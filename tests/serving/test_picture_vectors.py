@@ -43,7 +43,7 @@ def server(seeing_folders, tiny_model):
 
 @pytest.fixture(scope="module")
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_it_comes_and_goes_as_other_models_do(seeing_folders, tiny_model, tmp_pa
     headers = {"x-api-key": keys.add("ops", admin=True)}
 
     def post(running, path: str, body: dict) -> httpx.Response:
-        return httpx.post(f"{running.url}/v1/{path}", json=body, headers=headers, timeout=60)
+        return httpx.post(f"{running.url}/v1/{path}", json=body, headers=headers, timeout=300)
 
     def see(running, name: str) -> httpx.Response:
         said = post(running, "embeddings", {"model": name, "input": [{"image": FILES[0]}]})
@@ -298,7 +298,7 @@ def test_schemathesis_finds_no_fault(server):
     def run(case):
         if isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = "clip"
-        response = case.call(timeout=60)
+        response = case.call(timeout=300)
         codes[response.status_code] = codes.get(response.status_code, 0) + 1
         assert response.status_code < 500, (case.body, response.text)
 
