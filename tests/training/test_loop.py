@@ -18,7 +18,7 @@ from craton.errors import StoreError, TrainingError
 from craton.training.cross_entropy import NextToken
 from craton.training.hardware import gemm_peak
 from craton.training.loop import Trainer, evaluate
-from craton.training.optimisers import parameter_groups
+from craton.training.optimisers import Optimisers, parameter_groups
 from craton.training.ranks import Ranks
 from craton.training.settings import TrainingSettings
 from craton.training.state import checkpoints
@@ -199,6 +199,19 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay():
         "embeddings": 0.0,
         "vectors": 0.0,
     }
+
+
+def test_muon_leaves_kernels_of_convolutions_to_adamw():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    settings = TrainingSettings(optimiser="muon", weight_decay=0.5)
+    groups = {group.name: group for group in parameter_groups(model, settings)}
+    assert set(groups["kernels"].parameters) == {"0.weight"}
+    assert groups["kernels"].weight_decay == 0.5
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimisers = Optimisers(list(groups.values()), settings)
+    model(torch.randn(2, 3, 4, 4)).square().sum().backward()
+    optimisers.step(1.0)
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_evaluation_is_a_sum_over_a_count_and_keeps_the_mode():

@@ -27,17 +27,19 @@ class ParameterGroup:
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[ParameterGroup]:
-    """Every trained parameter in exactly one group: matrices (which decay), embeddings, vectors (which do not).
+    """Every trained parameter in exactly one group: matrices and kernels of convolutions (which decay), embeddings,
+    vectors (which do not).
 
     A head that is tied to its embedding is one parameter and counts as an embedding.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "embeddings": {}, "vectors": {}}
+    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "kernels": {}, "embeddings": {}, "vectors": {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "embeddings" if id(parameter) in embeddings else "matrices" if parameter.dim() >= 2 else "vectors"
+            by_shape = {0: "vectors", 1: "vectors", 2: "matrices"}.get(parameter.dim(), "kernels")
+            kind = "embeddings" if id(parameter) in embeddings else by_shape
             groups[kind][name] = parameter
-    decay = {"matrices": settings.weight_decay}
+    decay = {"matrices": settings.weight_decay, "kernels": settings.weight_decay}
     found = [ParameterGroup(name, members, decay.get(name, 0.0)) for name, members in groups.items() if members]
     grouped = sum(len(group.parameters) for group in found)
     trained = sum(parameter.requires_grad for parameter in model.parameters())
