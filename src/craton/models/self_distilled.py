@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,14 @@ class PrototypeHead(nn.Module):
         return narrow_BN @ F.normalize(self.prototypes.weight.float(), dim=-1).T
 
 
+class Seen(NamedTuple):
+    """What was made of pictures. vectors: the encoder's, which are what is wanted in the end. answers: cosines with the
+    prototypes, fp32."""
+
+    vectors_BD: Tensor
+    answers_BP: Tensor
+
+
 class Seer(nn.Module):
     """An encoder of pictures and its head."""
 
@@ -35,13 +44,14 @@ class Seer(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        logits_BP: Tensor = self.head(self.encoder.encode(pixels_BCHW))
-        return logits_BP
+    def forward(self, pixels_BCHW: Tensor, kept_BM: Tensor | None = None) -> Seen:
+        """kept_BM: the patches of each picture that are seen (none given: all)."""
+        vectors_BD = self.encoder.pool(self.encoder(pixels_BCHW, kept_BM=kept_BM))
+        return Seen(vectors_BD, self.head(vectors_BD))
 
 
 class SelfDistilled(nn.Module):
-    """student: what is trained. teacher: its exponential average, with the centre of its answers, without gradients."""
+    """student: what is trained. teacher: its exponential average, without gradients."""
 
     def __init__(
         self, encoder: VisionTransformer, *, hidden: int = 256, narrow: int = 64, prototypes: int = 1024
@@ -49,19 +59,12 @@ class SelfDistilled(nn.Module):
         super().__init__()
         self.student = Seer(encoder, PrototypeHead(encoder.config.width, hidden, narrow, prototypes))
         self.teacher = copy.deepcopy(self.student)
-        self.teacher.register_parameter("centre", nn.Parameter(torch.zeros(prototypes)))
         self.teacher.requires_grad_(False)
 
     @property
     def encoder(self) -> VisionTransformer:
         """The teacher's, which is the better one."""
         return self.teacher.encoder
-
-    @property
-    def centre(self) -> Tensor:
-        """The mean of the teacher's answers, fp32 [prototypes]."""
-        centre: Tensor = self.teacher.centre  # type: ignore[assignment]
-        return centre
 
     def start_teacher(self) -> None:
         """The teacher begins as the student is."""
@@ -77,5 +80,4 @@ class SelfDistilled(nn.Module):
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         student = dict(self.student.named_parameters())
         for name, parameter in self.teacher.named_parameters():
-            if name != "centre":
-                yield parameter.data, student[name].data
+            yield parameter.data, student[name].data

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from craton.checkpoints.safetensors import open_weights
 from craton.data.picture_batches import PictureLoader
@@ -19,7 +22,7 @@ from craton.models.initialisation import initialise
 from craton.models.masked_autoencoder import MaskedAutoencoder
 from craton.models.self_distilled import SelfDistilled
 from craton.models.vision import patchify, unpatchify
-from craton.pretraining.images.objectives import MaskedPixels, SelfDistillation
+from craton.pretraining.images.objectives import MaskedPixels, SelfDistillation, shared_out, spread
 from craton.pretraining.images.pretrain import resume, vision_config
 from craton.store.runs import Run
 from craton.training.image_classification import ImageClassification
@@ -108,18 +111,50 @@ class TestObjectives:
         parts.loss_sum.backward()
         assert parts.count == 12  # each of two views is compared with the other
         assert all(p.grad is None for p in model.teacher.parameters())
-        assert model.centre.abs().sum() == 0  # a step that is given up has moved nothing
-        objective.settle(model)
-        assert model.centre.abs().sum() > 0
         before = model.teacher.encoder.patches.weight.clone()
         with torch.no_grad():
             model.student.encoder.patches.weight.add_(1.0)
         objective(model, data)
+        assert torch.equal(model.teacher.encoder.patches.weight, before)  # a step that is given up moves nothing
         objective.settle(model)
         assert torch.allclose(model.teacher.encoder.patches.weight, before + 0.5, atol=1e-5)
         frozen = model.teacher.encoder.patches.weight.clone()
         objective(model.eval(), data)
         assert torch.equal(model.teacher.encoder.patches.weight, frozen)
+
+    @pytest.mark.parametrize("views", [1, 2, 3])
+    def test_a_student_sees_a_part_and_is_measured_alike_each_time(self, views):
+        model = SelfDistilled(encoder(), prototypes=32)
+        initialise(model.student, 1)
+        objective, data = SelfDistillation(hidden=0.5), batch(views=views)
+        parts = objective(model.eval(), data)
+        assert parts.count == 6 * {1: 1, 2: 2, 3: 4}[views]
+        assert objective(model, data).loss_sum == parts.loss_sum
+        assert SelfDistillation(hidden=0.01)(model, data).loss_sum != parts.loss_sum
+
+    @given(st.integers(1, 40), st.integers(2, 40), st.floats(0.1, 30), st.integers(0, 9))
+    @settings(max_examples=30, deadline=None)
+    def test_answers_are_shared_out(self, pictures, prototypes, scale, seed):
+        logits = scale * torch.randn(pictures, prototypes, generator=torch.Generator().manual_seed(seed))
+        shares = shared_out(logits)
+        assert torch.allclose(shares.sum(1), torch.ones(pictures), atol=1e-4)
+        assert (shares >= 0).all()
+
+    def test_no_prototype_takes_all_pictures(self):
+        favoured = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        favoured[:, 0] += 20.0
+        assert favoured.softmax(1).sum(0)[0] > 60
+        assert torch.allclose(shared_out(favoured).sum(0), torch.full((8,), 8.0), rtol=0.2)
+        alike = torch.arange(8.0).expand(64, -1)
+        assert torch.allclose(shared_out(alike), torch.full((64, 8), 1 / 8))
+
+    def test_vectors_that_lie_together_are_driven_apart(self):
+        together = torch.nn.functional.normalize(torch.ones(6, 4) + 0.01 * torch.randn(6, 4), dim=-1)
+        assert spread(together) > spread(torch.eye(4)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-5)
+        assert spread(torch.ones(1, 4)) == 0
+        equal = torch.ones(3, 4, requires_grad=True)  # the same picture several times
+        spread(equal).backward()
+        assert torch.isfinite(equal.grad).all()
 
 
 class TestRuns:

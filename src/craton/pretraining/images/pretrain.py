@@ -23,7 +23,7 @@ from craton.config import parse
 from craton.config.sizes import parse_size
 from craton.data.picture_batches import PictureLoader
 from craton.data.pictures import PictureSet, read_pictures
-from craton.errors import TrainingError, UsageError
+from craton.errors import UsageError
 from craton.modalities.image import ImagePreprocessing, read_preprocessing
 from craton.models import ImageClassifier, VisionConfig, VisionTransformer
 from craton.models.initialisation import initialise
@@ -41,8 +41,17 @@ from craton.training.image_classification import ImageClassification
 from craton.training.loop import Trainer
 from craton.training.objective import Objective
 from craton.training.ranks import Ranks, joined
-from craton.training.session import Hooks, Job, Result, at_work, carry_out, new_run, rehearse
-from craton.training.state import checkpoints
+from craton.training.session import (
+    Hooks,
+    Job,
+    Result,
+    at_work,
+    carry_out,
+    check_same_data,
+    last_checkpoint,
+    new_run,
+    rehearse,
+)
 from craton.trunk import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig, TrunkConfig
 
 KIND: Final = "pretrain-images"
@@ -150,17 +159,9 @@ def resume(run: Run, hooks: Hooks | None = None) -> Result:
     settings = parse(ImagePretrainSettings, config["settings"], where=str(run.folder))
     with joined(settings.training.tensor_parallel) as ranks, at_work(run, ranks):
         plan, data = Plan.load(run.folder), _read(config["sources"], settings, hooks)
-        if data.training.digest != plan.digest:
-            raise TrainingError(
-                "the pictures are not what they were when this run began",
-                where=", ".join(config["sources"]),
-                remedy="put the files back as they were, or start a new run",
-            )
-        found = checkpoints(run.checkpoints_folder)
-        if ranks.is_first:
-            run.rewind(found[-1][0] if found else 0)
+        check_same_data(data.training.digest, plan.digest, "the pictures", config["sources"])
         job = _job(settings, plan, data, run.checkpoints_folder, ranks)
-        return carry_out(run, job, ranks, hooks, found[-1][1] if found else None)
+        return carry_out(run, job, ranks, hooks, last_checkpoint(run, ranks))
 
 
 def vision_config(
@@ -358,7 +359,7 @@ def _learner(settings: ImagePretrainSettings, data: _Data) -> _Learner:
     pair = SelfDistilled(encoder)
     _initialise_beside(pair.student, encoder, seed)
     pair.start_teacher()
-    objective = SelfDistillation(momentum=settings.momentum)
+    objective = SelfDistillation(momentum=settings.momentum, hidden=settings.hidden)
     return _Learner(pair, pair.encoder, family, objective, tuple(decisions))
 
 

@@ -33,7 +33,9 @@ class ImagePretrainSettings(Settings):
         default=0.05, ge=0, le=0.5, description="without evaluation data: share of the pictures kept apart for it"
     )
     label_smoothing: NonNegativeFloat = Field(default=0.1, lt=1, description="classes: share spread over all of them")
-    hidden: PositiveFloat = Field(default=0.75, lt=1, description="masked-pixels: share of the patches not seen")
+    hidden: PositiveFloat = Field(
+        default=0.75, lt=1, description="masked-pixels, and self-distillation's student: share of the patches not seen"
+    )
     views: int = Field(default=2, ge=2, le=8, description="self-distillation: views of each picture")
     momentum: PositiveFloat = Field(default=0.99, lt=1, description="self-distillation: of the teacher")
     name: str | None = Field(default=None, description="the name in the store (none: images-OBJECTIVE)")
@@ -57,7 +59,8 @@ USUAL: Final[Mapping[ImageObjective, Mapping[str, Any]]] = {
         "augment": {"shift": 0.05, "flip": True},
     },
     "self-distillation": {
-        "training": {**_LOOP, "learning_rate": 5e-4},
-        "augment": {"crop": 0.3, "flip": True, "colour": 0.4, "erase": 0.25},
+        "hidden": 0.5,
+        "training": {**_LOOP, "optimiser": "muon", "learning_rate": 2e-3},
+        "augment": {"crop": 0.6, "flip": True, "colour": 0.2},
     },
 }
