@@ -170,13 +170,17 @@ class SeenPicture:
                     # A copy, or each would keep its whole batch in memory.
                     kept.append((float(found.iou_BM[b, m]), stability, found.logits_BMhw[b, m].copy(), some[b]))
             on_progress(min(start + TOGETHER, len(points_N2)), len(points_N2))
-        boxes_N4 = np.array([_box(self._covered(one[2]) > 0) for one in kept]).reshape(-1, 4)
-        chosen = without_overlaps(boxes_N4, np.array([one[0] for one in kept]), settings.max_overlap)
-        found_segments = (
+        # First at the model's own resolution, which is cheap; there one row more or less may already be another box.
+        coarse_N4 = np.array([_box(self._covered(one[2]) > 0) for one in kept]).reshape(-1, 4)
+        chosen = without_overlaps(coarse_N4, np.array([one[0] for one in kept]), settings.max_overlap)
+        segments = [
             self._segment(logits, iou, stability, (float(point[0]), float(point[1])))
             for iou, stability, logits, point in (kept[i] for i in chosen)
-        )
-        return [segment for segment in found_segments if segment.area]
+        ]
+        segments = [segment for segment in segments if segment.area]
+        boxes_N4 = np.array([segment.box for segment in segments]).reshape(-1, 4)
+        scores_N = np.array([segment.predicted_iou for segment in segments])
+        return [segments[i] for i in without_overlaps(boxes_N4, scores_N, settings.max_overlap)]
 
     def draw(
         self,
