@@ -136,8 +136,9 @@ def test_every_classifier_carries_a_name_that_transformers_knows() -> None:
     heads = CLASSIFIERS | IMAGE_CLASSIFIERS
     assert all(hasattr(transformers, name) for family in heads.values() for name in family.architectures)
     without = {family.name for family in FAMILIES} - heads.keys()
-    # A speech model has no class of texts; DINOv3 is published without a head, CLIP and SigLIP know classes by words.
-    assert without == {"modernbert", "whisper", "clip", "siglip", "dinov3", "llava", "idefics3", "smolvlm"}
+    # A speech model has no class of texts; DINOv3 is published without a head, CLIP and SigLIP know classes by words,
+    # SAM knows masks alone.
+    assert without == {"modernbert", "whisper", "clip", "siglip", "dinov3", "sam", "llava", "idefics3", "smolvlm"}
 
 
 ARCHITECTURES = ["LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "RobertaModel"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from craton.modalities.image.preprocessing import processor_kind, processor_valu
 from craton.modalities.image.splitting import IMAGE, TYPES, read_splitting
 from craton.modalities.text import ChatTemplate, Tokenizer
 from craton.modalities.text.chat import _Chat
-from craton.models import ImageChatConfig
+
+if TYPE_CHECKING:  # no torch is needed to read messages
+    from craton.models import ImageChatConfig
 
 Message = Mapping[str, Any]
 
