@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from craton.cli.flags import Flags, given
+from craton.cli.flags import Flags
 from craton.cli.options import Json
 from craton.cli.pretrain import DryRun, Recipe
-from craton.cli.training import followed, show_result
+from craton.cli.training import trained, with_recipe
 from craton.pretraining.image_chat.settings import USUAL, ChatPretrainSettings
 
 if TYPE_CHECKING:
@@ -28,23 +28,14 @@ def pretrain_chat(
 
     Stopped at any time, a run goes on with: craton runs resume ID
     """
-    from craton.config.resolve import FLAGS, read_toml, resolve
     from craton.pretraining.image_chat.pretrain import pretrain_chat as run_pretraining
 
-    layers = [("usual for projectors", USUAL)]
-    if recipe is not None:
-        layers.append((str(recipe), read_toml(recipe)))
-    chosen, provenance = resolve(ChatPretrainSettings, [*layers, (FLAGS, given(settings))])
-    with followed(json, None) as hooks:
-        result = run_pretraining(data, chosen, provenance, hooks, dry_run=dry_run)
-    if result is not None:
-        show_result(result, json)
+    chosen, provenance = with_recipe(ChatPretrainSettings, ("usual for projectors", USUAL), recipe, settings)
+    trained(lambda hooks: run_pretraining(data, chosen, provenance, hooks, dry_run=dry_run), json)
 
 
 def resume_run(run: Run) -> None:
     """Go on with the training run of a projector."""
     from craton.pretraining.image_chat.pretrain import resume
 
-    with followed(json=False) as hooks:
-        result = resume(run, hooks)
-    show_result(result, json=False)
+    trained(lambda hooks: resume(run, hooks), json=False)

@@ -33,7 +33,8 @@ def segment(
     points: Annotated[
         list[str] | None,
         Parameter(
-            help="X,Y in the picture's pixels, on what is meant; X,Y,out: on what is not; several times for more"
+            negative="",
+            help="X,Y in the picture's pixels, on what is meant; X,Y,out: on what is not; several times for more",
         ),
     ] = None,
     box: Annotated[str | None, Parameter(help="X0,Y0,X1,Y1 around what is meant: upper left and lower right")] = None,

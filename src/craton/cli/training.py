@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.markup import escape
 
+from craton.cli.flags import given
 from craton.cli.terminal import print_json, size, stderr
+from craton.config import Settings
 
 if TYPE_CHECKING:
     from craton.store.runs import Run
@@ -24,6 +26,8 @@ LINE_SECONDS = 10.0
 # A sample is generated at most so often, so that it costs little of the time.
 SAMPLE_SECONDS = 60.0
 SAMPLE_TOKENS = 24
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def duration(seconds: float) -> str:
@@ -183,6 +187,26 @@ def followed(json: bool, prompt: str | None = None) -> Iterator[Hooks]:
         raise
     finally:
         _close(state)
+
+
+def trained(start: Callable[[Hooks], Result | None], json: bool) -> None:
+    """Train, or go on, while a person or a script follows it, and say what came of it; a dry run has no result."""
+    with followed(json) as hooks:
+        result = start(hooks)
+    if result is not None:
+        show_result(result, json)
+
+
+def with_recipe(
+    kind: type[AnySettings], usual: tuple[str, Mapping[str, Any]], recipe: Path | None, flags: Any
+) -> tuple[AnySettings, dict[str, str]]:
+    """Settings and where each comes from: what is usual (its name and values), a recipe over it, flags over both."""
+    from craton.config.resolve import FLAGS, read_toml, resolve
+
+    layers: list[tuple[str, Mapping[str, Any]]] = [usual]
+    if recipe is not None:
+        layers.append((str(recipe), read_toml(recipe)))
+    return resolve(kind, [*layers, (FLAGS, given(flags))])
 
 
 def show_result(result: Result, json: bool) -> None:

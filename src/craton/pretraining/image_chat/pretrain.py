@@ -142,7 +142,7 @@ def _open(settings: ChatPretrainSettings) -> _Parts:
         raise UsageError(
             "two models are joined: one that sees and one that speaks",
             where="--vision" if settings.vision is None else "--language",
-            remedy="craton pretrain-chat DATA --vision clip-vit-b-32 --language smollm2-135m-instruct",
+            remedy="for instance --vision hf:openai/clip-vit-base-patch32 --language smollm2-135m-instruct",
         )
     sees, speaks = find(settings.vision), find(settings.language)
     vision, language = Checkpoint.open(sees.path), Checkpoint.open(speaks.path)
