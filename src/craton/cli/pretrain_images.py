@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from craton.cli.flags import Flags, given
 from craton.cli.options import Json
 from craton.cli.pretrain import DryRun, Recipe
-from craton.cli.training import followed, show_result
+from craton.cli.training import trained
 from craton.pretraining.images.settings import USUAL, ImagePretrainSettings
 
 if TYPE_CHECKING:
@@ -36,16 +36,11 @@ def pretrain_images(
     first, _ = resolve(ImagePretrainSettings, layers)
     usually = (f"usual for {first.objective}", USUAL[first.objective])
     chosen, provenance = resolve(ImagePretrainSettings, [usually, *layers])
-    with followed(json, None) as hooks:
-        result = run_pretraining(data, chosen, provenance, hooks, dry_run=dry_run)
-    if result is not None:
-        show_result(result, json)
+    trained(lambda hooks: run_pretraining(data, chosen, provenance, hooks, dry_run=dry_run), json)
 
 
 def resume_run(run: Run) -> None:
     """Go on with a training run on pictures."""
     from craton.pretraining.images.pretrain import resume
 
-    with followed(json=False) as hooks:
-        result = resume(run, hooks)
-    show_result(result, json=False)
+    trained(lambda hooks: resume(run, hooks), json=False)

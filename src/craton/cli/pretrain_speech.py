@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from craton.cli.flags import Flags, given
 from craton.cli.options import Json
 from craton.cli.pretrain import DryRun, Recipe
-from craton.cli.training import followed, show_result
+from craton.cli.training import trained
 from craton.finetuning.speech.settings import SpeechTrainSettings, usual
 
 if TYPE_CHECKING:
@@ -35,16 +35,11 @@ def pretrain_speech(
     layers.append((FLAGS, given(settings)))
     first, _ = resolve(SpeechTrainSettings, layers)
     chosen, provenance = resolve(SpeechTrainSettings, [("usual for speech", usual(first)), *layers])
-    with followed(json, None) as hooks:
-        result = train_speech(data, chosen, provenance, hooks, dry_run=dry_run)
-    if result is not None:
-        show_result(result, json)
+    trained(lambda hooks: train_speech(data, chosen, provenance, hooks, dry_run=dry_run), json)
 
 
 def resume_run(run: Run) -> None:
     """Go on with a training run on speech."""
     from craton.finetuning.speech.train import resume
 
-    with followed(json=False) as hooks:
-        result = resume(run, hooks)
-    show_result(result, json=False)
+    trained(lambda hooks: resume(run, hooks), json=False)
