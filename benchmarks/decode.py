@@ -2,6 +2,9 @@
 
 Cases
     decode/KIND/batch=B/threads=T/prompt=P   tokens/s over all B sequences, after a prompt of P tokens
+    busy/KIND/programs=N                     ms a token at batch 1 with 2 threads while N other programs compute without a
+                                             pause; limit: 1.5 x the same step on one thread beside nothing (N = 1) or
+                                             beside the same programs (N > 1, where one thread, too, has to wait)
     memory/KIND                              peak memory in MB of a process that loads the model, reads 512 tokens and
                                              writes 16; limit: 1.3 x the weights + 300 MB
     start/help                               seconds of `craton --help`
@@ -166,11 +169,13 @@ def measure(published: Path, scope: Scope, folder: Path) -> dict[str, Case]:
         if scope.processes:
             cases |= memory_cases(race, scope)  # first: nothing else has made the processes grow
         cases |= speed_cases(race, scope)
+        if scope.processes:
+            cases |= busy_cases(race, scope.rounds)
     if scope.large is not None:
         cases |= large_cases(published, scope, scope.large, folder)
     if scope.processes:
         cases |= start_cases(published, plain)
-    order = ("decode", "memory", "start")
+    order = ("decode", "busy", "memory", "start")
     return dict(sorted(cases.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 
 
@@ -221,6 +226,36 @@ def large_cases(published: Path, scope: Scope, form: str, folder: Path) -> dict[
     ):
         race = Race({(OURS, kind): ours, (LLAMA, kind): llama})
         return speed_cases(race, replace(scope, kinds=(kind,), prompts=scope.prompts[:1], rounds=3, steps={1: 8}))
+
+
+def busy_cases(race: Race, rounds: int) -> dict[str, Case]:
+    """The time of a step where other programs want the processors, too."""
+    kind, cores = AS_PUBLISHED, machine(())["cores"]
+    cases = {}
+    for programs in sorted({1, cores}):
+        print(f"busy, {programs} other programs ...", file=sys.stderr, flush=True)
+        times: dict[tuple[int, int], dict[Key, float]] = {}  # by (threads, programs)
+        for threads, beside in ((1, 0), (1, programs), (2, programs)):
+            with ExitStack() as stack:
+                for _ in range(beside):
+                    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                    stack.callback(spinning.wait)
+                    stack.callback(spinning.kill)
+                race.run("read", 1, threads=threads, batch=1, length=32)
+                speeds = race.run("decode", rounds, steps=32)
+            times[threads, beside] = {key: 1000 / speed for key, speed in speeds.items()}
+        found = race.case(
+            times[2, programs],
+            kind,
+            "ms",
+            1.5 * times[1, 0 if programs == 1 else programs][OURS, kind],
+            less_is_better=True,
+        )
+        found["settings"] = found.get("settings", {}) | {
+            OURS: f"one thread alone {times[1, 0][OURS, kind]:.1f} ms, beside them {times[1, programs][OURS, kind]:.1f}"
+        }
+        cases[f"busy/{kind}/programs={programs}"] = found
+    return cases
 
 
 def memory_cases(race: Race, scope: Scope) -> dict[str, Case]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import mmap
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -32,6 +34,14 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         raise StoreError(f"cannot {doing}: {why}", where=str(path), remedy=DISK_FAULTS.get(error.errno or 0)) from error
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system. glibc keeps what lies between blocks that are still used, which
+    after weights have been moved is as much as the weights; other C libraries are left alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def release_pages(data: mmap.mmap) -> None:

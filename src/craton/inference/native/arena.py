@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
+from craton.checkpoints.disk import trim_heap
 from craton.inference.native.packed import PackedWeight
 
 HUGE_PAGE = 2 << 20
 LINE = 64  # the packed layout's own alignment
+TRIMMED = 8 << 20  # bytes moved before the places that they left are given back
 
 
 def gather(weights: Sequence[PackedWeight]) -> None:
@@ -26,10 +28,16 @@ def gather(weights: Sequence[PackedWeight]) -> None:
         return  # a kernel without them
     bytes_ = torch.frombuffer(region, dtype=torch.uint8)
     start = -bytes_.data_ptr() % HUGE_PAGE
+    left = 0
     for weight in weights:
         length = weight.data.numel()
         weight.move(bytes_[start : start + length])
         start += _whole_lines(length)
+        left += length
+        if left >= TRIMMED:
+            trim_heap()
+            left = 0
+    trim_heap()
 
 
 def _whole_lines(length: int) -> int:
