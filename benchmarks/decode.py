@@ -2,9 +2,9 @@
 
 Cases
     decode/KIND/batch=B/threads=T/prompt=P   tokens/s over all B sequences, after a prompt of P tokens
-    busy/KIND/programs=N                     ms a token at batch 1 with 2 threads while N other programs compute without a
-                                             pause; limit: 1.5 x the same step on one thread beside nothing (N = 1) or
-                                             beside the same programs (N > 1, where one thread, too, has to wait)
+    busy/KIND/programs=N                     ms a token at batch 1 with 2 threads beside N other programs that compute
+                                             without a pause; limit: 1.5 x the same step on one thread, beside
+                                             nothing (N = 1) or beside them (N > 1: one thread waits, too)
     memory/KIND                              peak memory in MB of a process that loads the model, reads 512 tokens and
                                              writes 16; limit: 1.3 x the weights + 300 MB
     start/help                               seconds of `craton --help`

@@ -37,6 +37,7 @@ SUMMARY = (
     ("77 intents, 10 examples each", "learning", "banking77/10-shot", "TF-IDF + logistic regression"),
     ("10 kinds of clothes, pictures", "pictures", "fashion/classes", "HOG + linear SVM"),
     ("the same without labels", "pictures", "fashion/self-distilled, knn", "raw pixels, knn"),
+    ("cutting out by one click", "segmentation", "stamps/click", "GrabCut"),
     ("cutting out by a box", "segmentation", "stamps/box", "GrabCut"),
     ("4 bits, tuned", "compression", "4-bit/tuned", "RTN"),
     ("vector search among 100,000", "retrieval", "query/dense/chunks=100000", "NumPy"),

@@ -18,7 +18,8 @@ Data
     Debian's tuxpaint-stamps-default (public domain, GPL and the like; not redistributed here): PNG drawings and photos
     whose alpha channel is an exact mask. `apt-get install` puts them where they are looked for; else `apt-get
     download`, `dpkg -x` and --stamps FOLDER/usr/share/tuxpaint/stamps. Backgrounds: the photos that scikit-image and
-    scikit-learn bring along, where they are installed (or --photos FOLDER); without any, generated ones.
+    scikit-learn bring along, where they are installed, and for training those of tuxpaint-data to draw on, beside the
+    stamps (`templates`); or --photos FOLDER; without any, generated ones.
 
 How the figures are made
     Split by concept, the main noun of a stamp's caption (`image_text.main_noun`): by their SHA-256, a quarter of the
@@ -28,7 +29,8 @@ How the figures are made
     Scenes of SIZE x SIZE pixels, made as in training (`craton.pretraining.masks`): up to four stamps, which may cover
     each other, three scenes with each held-out stamp. Every thing of which 1 % of the picture is seen is asked for, as
     in training. The recipe was chosen with --validate, which scores the validation part and never looks at the test.
-    The last weights are scored once, as `craton segment` uses them: of three guesses the one that is thought the best.
+    The last weights are scored once, as `look(..., mirrored=True)` uses them: the mean of the picture and its mirror
+    image, and of three guesses the one that is thought the best.
     Intervals (95 %) are of clusters of one noun (`craton.evaluation.intervals`); CPU time is that of all threads.
 """
 
@@ -72,10 +74,12 @@ NO_PHOTOS = frozenset(
 PACKAGES = ("craton", "torch", "pillow", "opencv-python-headless", "scikit-image", "scikit-learn")
 SETTINGS: dict[str, Any] = {
     "size": "1m", "image_size": SIZE, "patch": 8, "holdout": 0.0,
-    "scenes": {"plain": 0.1}, "prompts": {"prompts": 3, "corrections": 0, "central": 1.0, "shared": 0.5},
+    "scenes": {"plain": 0.1, "channels": 0.3},
+    # Here a click means one thing: guesses that go apart would have to be chosen among, which a small model does badly.
+    "prompts": {"prompts": 3, "corrections": 0, "central": 1.0, "shared": 1.0},
     "training": {
         "optimiser": "muon",
-        "batch": 16, "micro_tokens": 32768, "learning_rate": 2e-3, "warmup": 0.012, "steps": 5000, "threads": 1,
+        "batch": 24, "micro_tokens": 32768, "learning_rate": 2e-3, "warmup": 0.012, "steps": 4400, "threads": 1,
         "dtype": "float32",
     },
 }  # fmt: skip
@@ -113,7 +117,9 @@ def main() -> int:
     if not arguments.stamps.is_dir():
         print(f"no stamps in {arguments.stamps}: apt-get install tuxpaint-stamps-default", file=sys.stderr)
         return 2
-    training, validation, test = split(read_stamps(arguments.stamps), arguments.photos or photo_folders())
+    training, validation, test = split(
+        read_stamps(arguments.stamps), arguments.photos or photo_folders(arguments.stamps)
+    )
     document: Document = {"machine": machine(PACKAGES), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -137,9 +143,10 @@ def main() -> int:
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def photo_folders() -> list[Path]:
-    """Where the photos of scikit-image and scikit-learn lie; neither is imported."""
-    found = []
+def photo_folders(stamps: Path) -> list[Path]:
+    """Where the photos of Tux Paint, scikit-image and scikit-learn lie; none is imported."""
+    templates = stamps.parent / "templates"
+    found = [templates] if templates.is_dir() else []
     for package, inside in (("skimage", "data"), ("sklearn", "datasets/images")):
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
@@ -255,8 +262,8 @@ def train(part: Part, home: Path, *, quick: bool, changes: Sequence[str]) -> flo
 
 
 def own(model: Any, question: Question, kind: str) -> Mask:
-    """What `craton segment` answers."""
-    seen = model.look(question.pixels)
+    """What a model answers that has seen the mirror image as well."""
+    seen = model.look(question.pixels, mirrored=True)
     if kind == "click":
         return seen.segment(points=[question.click])[0].mask
     return seen.segment(box=question.box)[0].mask

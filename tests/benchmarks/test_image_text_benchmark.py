@@ -42,6 +42,12 @@ def test_no_held_out_noun_is_anywhere_in_training():
     for one in training:
         assert not held & set(image_text.words_of(one.placed))
     assert image_text.split(stamps) == (training, held_out)
+    # What a recipe is chosen by is a part of the training data, and no noun of it is left there.
+    rest, chosen_by = image_text.split(training, image_text.VALIDATION)
+    assert chosen_by
+    assert not held & {one.noun for one in chosen_by}
+    for one in rest:
+        assert not {one.noun for one in chosen_by} & set(image_text.words_of(one.placed))
 
 
 def test_recall_counts_any_right_picture_and_shares_out_equals():
@@ -64,7 +70,12 @@ def test_the_floor_finds_colours_that_captions_name(tmp_path):
         pixels = np.full((8, 8, 3), colour, np.uint8)
         paths[-1].write_bytes(image_text.encode_png(image_text.laid_on(pixels, None, np.array([255, 255, 255]))))
     captions = ["a red car"] * 5 + ["a blue car"] * 5
-    scores = image_text.histogram_scores(
-        ["a blue hat", "a red hat"], captions, [paths[0]] * 5 + [paths[1]] * 5, paths[2:]
-    )
-    assert scores.argmax(1).tolist() == [1, 0]
+    nearest = image_text.nearest_colours([paths[0]] * 5 + [paths[1]] * 5, paths[2:])
+    assert nearest.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    likeness = image_text.tfidf_likeness(["a blue hat", "a red hat"], captions)
+    assert likeness[:, nearest].mean(-1).argmax(1).tolist() == [1, 0]
+
+
+def test_settings_of_the_command_line_go_where_they_belong():
+    own = image_text.changed(["patch=8", "training.batch=64", "augment.crop=0.4"], quick=True)
+    assert own == {"training": {"steps": 40, "batch": 64}, "patch": 8, "augment": {"crop": 0.4}}

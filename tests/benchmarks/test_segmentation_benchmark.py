@@ -52,6 +52,12 @@ def test_no_noun_and_no_photo_is_in_two_parts(tmp_path):
     assert segmentation.split(stamps, [tmp_path]) == parts
 
 
+def test_photos_that_lie_beside_the_stamps_are_found(tmp_path):
+    without = segmentation.photo_folders(tmp_path / "stamps")
+    (tmp_path / "templates").mkdir()
+    assert segmentation.photo_folders(tmp_path / "stamps") == [tmp_path / "templates", *without]
+
+
 def test_questions_are_the_same_each_time(tmp_path):
     alpha = np.zeros((20, 20), np.uint8)
     alpha[3:17, 3:17] = 255

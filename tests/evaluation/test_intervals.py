@@ -269,6 +269,14 @@ def test_a_few_outliers_do_not_make_an_interval_infinite() -> None:
     assert own.high < 3
 
 
+def test_values_that_are_nearly_alike_but_for_one_do_not_make_an_interval_huge() -> None:
+    # Resamples without the one vary by rounding alone, and a mean over such a spread is thousands of times too large.
+    alike = np.random.default_rng(0).normal(0, 1e-6, 117)
+    own = estimate([*alike, -0.5], score=False)
+    assert own.method == "student"
+    assert -0.05 < own.low < own.value < own.high < 0.05
+
+
 @pytest.mark.parametrize(
     ("values", "place"), [([0.5, float("nan")], "item 1"), ([inf, 1.0], "item 0"), ([1, None], "item 1")]
 )

@@ -139,6 +139,29 @@ def test_points_are_of_the_picture_as_it_is_shown(model, tmp_path):
     assert seen.segment([(90, 10)])[0].rle == model.look(picture()).segment([(90, 10)])[0].rle
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (HEIGHT, WIDTH), (WIDTH, HEIGHT)])
+def test_a_mirror_image_that_is_seen_as_well_makes_no_side_special(model, height, width):
+    pixels = picture(height, width)
+    one, other = (model.look(view, mirrored=True) for view in (pixels, pixels[:, ::-1].copy()))
+    columns = -(-one._model.preparation.fitted(height, width)[1] // 2)  # of the logits that lie on the picture
+    earlier = np.random.default_rng(1).normal(size=(32, 32)).astype(np.float32)
+    turned = np.zeros_like(earlier)
+    turned[:, :columns], turned[:, columns:] = earlier[:, :columns][:, ::-1], earlier[:, :1]
+    prompts = [
+        ({"points": [(10, 20)]}, {"points": [(width - 11, 20)]}),
+        ({"box": (5, 8, 40, 30)}, {"box": (width - 40, 8, width - 5, 30)}),
+        ({"points": [(10, 20), (30, 9)], "labels": [1, 0], "box": (5, 8, 40, 30)},
+         {"points": [(width - 11, 20), (width - 31, 9)], "labels": [1, 0], "box": (width - 40, 8, width - 5, 30)}),
+        ({"points": [(10, 20)], "logits": earlier}, {"points": [(width - 11, 20)], "logits": turned}),
+    ]  # fmt: skip
+    for said, mirrored in prompts[: None if columns == 32 else 3]:
+        (found,), (again,) = one.segment(**said), other.segment(**mirrored)
+        np.testing.assert_allclose(found.logits[:, :columns], again.logits[:, :columns][:, ::-1], atol=1e-5)
+        assert found.predicted_iou == pytest.approx(again.predicted_iou, abs=1e-5)
+        (plain,) = model.look(pixels).segment(**said)
+        assert not np.allclose(found.logits, plain.logits, atol=1e-5)
+
+
 @pytest.mark.peer
 def test_like_transformers_from_the_picture_to_the_mask(folder, model):
     transformers = pytest.importorskip("transformers")

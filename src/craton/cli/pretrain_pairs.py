@@ -24,7 +24,8 @@ def pretrain_pairs(
     settings: Flags[PairPretrainSettings] | None = None,
 ) -> None:
     """Train a model of pictures and texts by contrast and put it into the store: a CLIP (softmax) or a SigLIP
-    (sigmoid), which craton classify and craton search use with any words.
+    (sigmoid), which craton classify and craton search use with any words. From few pictures, begin with a text encoder
+    that knows more words than their captions hold: --text-model minilm-l6-v2
 
     Stopped at any time, a run goes on with: craton runs resume ID
     """

@@ -122,8 +122,8 @@ class PictureMaterial(Material):
             return [vectors_BD]
         norm = model.text.trunk.final_norm
         hidden_TD = flows[1].hidden_TD if norm is None else norm(flows[1].hidden_TD)
-        ends = torch.tensor([len(ids) for ids in self._texts("held_out_captions")]).cumsum(0) - 1
-        return [vectors_BD, torch.nn.functional.normalize(model.text_projection(hidden_TD[ends]), dim=-1)]
+        lengths_B = torch.tensor([len(ids) for ids in self._texts("held_out_captions")])
+        return [vectors_BD, model.pool_texts(hidden_TD, lengths_B)]
 
     @torch.inference_mode()
     def given(self, model: AnyModel) -> list[Tensor]:
@@ -196,7 +196,7 @@ def _encoded(checkpoint: Checkpoint, captions: Sequence[str]) -> Tensor:
     """Ids of captions [N, longest], -1 behind each; those of a model that fills its texts up are full."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer()
     assert isinstance(config, DualEncoderConfig)
-    encoded, _ = encode_captions(tokenizer, captions, config.context)
+    encoded, _ = encode_captions(tokenizer, captions, config.context, lower=not config.text.pooler)
     longest = max(len(ids) for ids in encoded)
     fill = -1
     if config.pad is not None:

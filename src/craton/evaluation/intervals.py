@@ -231,7 +231,7 @@ def studentised(sums_C: Array, sizes_C: Array, *, level: float, seed: int, resam
             shift_R = gap_R / size_R
             variance_R = gap2_R - 2 * shift_R * both_R + shift_R**2 * size2_R
             spread_R = np.sqrt(np.maximum(variance_R, 0) * C / (C - 1)) / size_R
-            still_R = ~(spread_R > 1e-9 * spread)  # rounding aside, a resample that does not vary
+            still_R = ~(spread_R > 1e-3 * spread)  # a resample without the few clusters that vary says nothing
             t_R = np.where(still_R, np.sign(shift_R) * inf, shift_R / spread_R)
         t_R = np.sort(np.where(np.isnan(t_R), 0.0, t_R))
         least, most = (t_R[min(int(share * len(t_R)), len(t_R) - 1)] for share in ((1 - level) / 2, (1 + level) / 2))

@@ -293,7 +293,8 @@ def load_images(
     threads: int | None = None,
     adapt: Callable[[AnyModel, Family], AnyModel] | None = None,
 ) -> ImageModel:
-    """Load a model that sees (ViT, DINOv2, DINOv3, CLIP, SigLIP): a stored name, "hf:org/name" or a folder.
+    """Load a model that sees (ViT, DINOv2, DINOv3, CLIP, SigLIP, a ViT or DINOv2 beside a BERT): a stored name,
+    "hf:org/name" or a folder.
 
     dtype, threads: see `craton.inference.model.load`. adapt: gives the model to run, of the float32 one.
 

@@ -97,14 +97,16 @@ class SegmentationModel:
         self.preparation = preparation
 
     @torch.inference_mode()
-    def look(self, picture: Picture) -> SeenPicture:
+    def look(self, picture: Picture, *, mirrored: bool = False) -> SeenPicture:
         """See a picture, once for all that will be asked about it.
 
+        mirrored: see its mirror image as well; each answer is then the mean of both, which costs twice as much.
         Raises UsageError for a file that is not there, FileFormatError for one that is no picture.
         """
         pixels = check_pixels(picture) if isinstance(picture, np.ndarray) else read_image(picture)
         square_3SS, scale = self.preparation.prepare(pixels)
-        return SeenPicture(self, pixels, self.module.encode(torch.from_numpy(square_3SS)[None]), scale)
+        squares = [square_3SS, self.preparation.prepare(pixels[:, ::-1])[0]] if mirrored else [square_3SS]
+        return SeenPicture(self, pixels, self.module.encode(torch.from_numpy(np.stack(squares))), scale)
 
 
 class SeenPicture:
@@ -112,10 +114,11 @@ class SeenPicture:
     to the right and y down from the upper left corner, of the picture as it is shown: turned as its EXIF tag says."""
 
     def __init__(
-        self, model: SegmentationModel, pixels: Pixels, image_1CHW: Tensor, scale: tuple[float, float]
+        self, model: SegmentationModel, pixels: Pixels, images_VCHW: Tensor, scale: tuple[float, float]
     ) -> None:
         self.pixels = pixels
-        self._model, self._image_1CHW, self._scale = model, image_1CHW, scale
+        # One view, or also that of the mirror image.
+        self._model, self._images_VCHW, self._scale = model, images_VCHW, scale
 
     @property
     def height(self) -> int:
@@ -212,10 +215,37 @@ class SeenPicture:
         *,
         several: bool,
     ) -> _Found:
-        logits_BMhw, iou_BM = self._model.module.decode(
-            self._image_1CHW, points_BQ2, labels_BQ, box_B4, mask_B1HW, several=several
-        )
-        return _Found(logits_BMhw.float().numpy(), iou_BM.float().numpy())
+        decode = self._model.module.decode
+        logits_BMhw, iou_BM = decode(self._images_VCHW[:1], points_BQ2, labels_BQ, box_B4, mask_B1HW, several=several)
+        logits_BMhw, iou_BM = logits_BMhw.float(), iou_BM.float()
+        if len(self._images_VCHW) == 2:
+            # What a user would say of the mirror image; and its answer, turned back.
+            across = self.width * self._scale[0]
+            if points_BQ2 is not None:
+                x_BQ, y_BQ = points_BQ2.unbind(-1)
+                points_BQ2 = torch.stack((across - self._scale[0] - x_BQ, y_BQ), -1)
+            if box_B4 is not None:
+                x0_B, y0_B, x1_B, y1_B = box_B4.unbind(-1)
+                box_B4 = torch.stack((across - x1_B, y0_B, across - x0_B, y1_B), -1)
+            mask_B1HW = self._mirrored(mask_B1HW) if mask_B1HW is not None else None
+            other_BMhw, other_BM = decode(
+                self._images_VCHW[1:], points_BQ2, labels_BQ, box_B4, mask_B1HW, several=several
+            )
+            logits_BMhw, iou_BM = (
+                (logits_BMhw + self._mirrored(other_BMhw.float())) / 2,
+                (iou_BM + other_BM.float()) / 2,
+            )
+        return _Found(logits_BMhw.numpy(), iou_BM.numpy())
+
+    def _mirrored(self, logits_BMhw: Tensor) -> Tensor:
+        """Masks over the square, with what lies on the picture mirrored in it."""
+        count, side = logits_BMhw.shape[-1], self._model.preparation.side
+        covered = self._model.preparation.fitted(self.height, self.width)[1] * count / side
+        # The picture may end within a column, so that a mirrored one lies between two.
+        at_w = (covered - 1 - torch.arange(count)).clamp(0, count - 1)
+        left_w = at_w.long()
+        right_w = (left_w + 1).clamp(max=count - 1)
+        return torch.lerp(logits_BMhw[..., left_w], logits_BMhw[..., right_w], at_w - left_w)
 
     def _segment(
         self,

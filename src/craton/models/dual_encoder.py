@@ -1,4 +1,5 @@
-"""Pictures and texts in one space: CLIP (Radford 2021, arXiv 2103.00020) and SigLIP (Zhai 2023, arXiv 2303.15343)."""
+"""Pictures and texts in one space: CLIP (Radford 2021, arXiv 2103.00020), SigLIP (Zhai 2023, arXiv 2303.15343), and any
+two encoders side by side (LiT, Zhai 2022, arXiv 2111.07991)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from craton.trunk import Linear, TrunkConfig
 class DualEncoderConfig(Settings):
     """projection: width of the space. projection_bias: of the text's projection. pad: the token that fills every text
     up to the context, all of which is then read (SigLIP); None: a text is read as long as it is (CLIP). A text's
-    vector is its last token's. logit_bias: logits are scale * cosine + bias (SigLIP), else without the bias.
+    vector is its last token's; of a text side with a pooler (BERT) its first token's, through a dense layer and tanh.
+    logit_bias: logits are scale * cosine + bias (SigLIP), else without the bias.
     """
 
     vision: VisionConfig
@@ -69,7 +71,16 @@ class DualEncoder(nn.Module):
         positions_T = torch.cat([torch.arange(len(ids), device=device) for ids in texts])
         segments_T = torch.arange(len(texts), device=device).repeat_interleave(lengths)
         hidden_TD = self.text(ids_T, positions_T, segments_T)
-        vectors_BD: Tensor = self.text_projection(hidden_TD[lengths.cumsum(0) - 1])
+        return self.pool_texts(hidden_TD, lengths)
+
+    def pool_texts(self, hidden_TD: Tensor, lengths_B: Tensor) -> Tensor:
+        """Unit vectors [B, projection], fp32, of the token vectors of packed texts of these lengths."""
+        ends_B = lengths_B.cumsum(0)
+        if self.text.pooler is None:
+            pooled_BD = hidden_TD[ends_B - 1]
+        else:
+            pooled_BD = self.text.pooler(hidden_TD[ends_B - lengths_B]).tanh()
+        vectors_BD: Tensor = self.text_projection(pooled_BD)
         return F.normalize(vectors_BD.float(), dim=-1)
 
     def forward(self, pixels_BCHW: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:

@@ -14,6 +14,7 @@ from craton.finetuning.lora import apply_lora
 from craton.models import DualEncoder
 from craton.models.initialisation import initialise
 from craton.pretraining.image_text.architecture import dual_encoder_config
+from craton.pretraining.image_text.joining import lock_texts, read_locked
 from craton.pretraining.image_text.objectives import ImageText
 
 LOSSES = ("softmax", "sigmoid")
@@ -99,6 +100,19 @@ def test_the_scale_is_limited_for_softmax_alone_and_only_while_it_is_trained():
         assert model.logits.scale.exp().item() == pytest.approx(150, rel=1e-4)
         ImageText(loss, micro=8)(model.train(), batch())
         assert model.logits.scale.exp().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_known_texts_are_not_read_again():
+    model, data = dual("softmax").eval(), batch()
+    lock_texts(model)
+    expected = ImageText("softmax", micro=8)(model, data).loss_sum
+    known = read_locked(model, data.texts)
+    model.text = None  # what is not there cannot be read
+    for micro in (2, 8):
+        found = ImageText("softmax", micro=micro, known=known)(model, data).loss_sum
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found.backward()
+        assert model.vision.projection.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -12,7 +12,6 @@ import torch
 
 from craton.checkpoints.safetensors import open_weights
 from craton.inference.images import load_images
-from craton.modalities.image import encode_png
 from craton.models import DualEncoder
 from craton.pretraining.image_text.architecture import dual_encoder_config
 from craton.pretraining.image_text.pretrain import resume
@@ -21,22 +20,6 @@ from craton.store.runs import Run
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
-
-
-@pytest.fixture
-def patches(tmp_path):
-    """A table of plain pictures, whose captions name their colours: several pictures have the same one."""
-    rng, folder = np.random.default_rng(0), tmp_path / "data"
-    folder.mkdir()
-    lines = []
-    for number in range(32):
-        name, colour = list(COLOURS.items())[number % 4]
-        pixels = np.clip(rng.normal(colour, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
-        (folder / f"{number}.png").write_bytes(encode_png(pixels))
-        lines.append(json.dumps({"image": f"{number}.png", "caption": f"A {name} wall."}))
-    table = folder / "pairs.jsonl"
-    table.write_text("\n".join(lines))
-    return table
 
 
 def small(**changes: object) -> list[str]:

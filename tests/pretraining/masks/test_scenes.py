@@ -76,6 +76,22 @@ def test_cutouts_of_any_shape_are_placed_into_the_scene(key, height, width):
     assert opacity.sum() <= (0.9 * 24 + 1) ** 2
 
 
+def test_channels_change_places_in_a_share_of_all_cases():
+    how = SceneSettings(smallest=1.0, largest=1.0, flip=False, colour=0.0)
+    for share, wanted in ((0.0, {0}), (1.0, {0, 1, 2})):
+        some = how.model_copy(update={"channels": share})
+        colours = [placed(RED, some, 24, Draws(key))[0].max((0, 1)) for key in range(30)]
+        assert {int(values.argmax()) for values in colours} == wanted
+        assert all(sorted(values) == [0, 0, 250] for values in colours)
+        pixels = np.broadcast_to(np.array([9, 90, 200], np.uint8), (12, 12, 3))
+        seen = {
+            tuple(background([pixels], some.model_copy(update={"plain": 0.0}), 12, Draws(key))[0, 0])
+            for key in range(60)
+        }
+        assert len(seen) == (6 if share else 1)
+        assert all(sorted(values) == [9, 90, 200] for values in seen)
+
+
 @given(key=st.integers(0, 2**32))
 @settings(max_examples=40, deadline=None)
 def test_backgrounds_have_the_scenes_size(key):

@@ -28,6 +28,7 @@ from craton.checkpoints.families import (
     sam,
     siglip,
     smollm3,
+    vision_text,
     vit,
     whisper,
 )
@@ -66,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     siglip.SIGLIP,
     smollm3.SMOLLM3,
     idefics3.SMOLVLM,
+    vision_text.VISION_TEXT,
     vit.VIT,
     whisper.WHISPER,
 )

@@ -12,6 +12,7 @@ import torch
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.families.llava import LLAVA, with_pictures
+from craton.checkpoints.families.vision_text import VISION_TEXT
 from craton.checkpoints.save import save_checkpoint, save_preprocessing
 from craton.config import parse
 from craton.data.batch import Batch
@@ -146,7 +147,7 @@ def _open(settings: ChatPretrainSettings) -> _Parts:
         )
     sees, speaks = find(settings.vision), find(settings.language)
     vision, language = Checkpoint.open(sees.path), Checkpoint.open(speaks.path)
-    if not isinstance(vision.config, DualEncoderConfig):
+    if not isinstance(vision.config, DualEncoderConfig) or vision.family is VISION_TEXT:
         raise UsageError(
             f"{settings.vision} cannot be the vision tower: LLaVA's files hold a CLIP or a SigLIP there",
             where="--vision",

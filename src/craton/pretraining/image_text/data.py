@@ -105,12 +105,14 @@ def caption_tokenizer(captions: Sequence[str], vocab: int) -> Tokenizer:
     return Tokenizer(backend, special_tokens={"bos_token": START, "eos_token": END, "pad_token": END})
 
 
-def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> tuple[list[tuple[int, ...]], int]:
+def encode_captions(
+    tokenizer: Tokenizer, captions: Sequence[str], context: int, *, lower: bool = True
+) -> tuple[list[tuple[int, ...]], int]:
     """The tokens of each caption, and how many captions were too long: of those the end is cut, but for the last token,
-    whose vector stands for the text.
+    whose vector may stand for the text.
 
-    Captions are read in lower case, as every published model of pictures and texts was trained.
+    lower: in lower case, as CLIP and SigLIP were trained; a text encoder that was there before knows its own case.
     """
-    encoded = tokenizer.encode_batch([caption.lower() for caption in captions])
+    encoded = tokenizer.encode_batch([caption.lower() if lower else caption for caption in captions])
     cut = sum(len(ids) > context for ids in encoded)
     return [tuple(ids) if len(ids) <= context else (*ids[: context - 1], ids[-1]) for ids in encoded], cut

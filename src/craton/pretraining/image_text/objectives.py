@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import log
 from typing import ClassVar, Final, Literal
 
@@ -29,12 +30,13 @@ class ImageText:
 
     micro: pairs that go through the model at once; a larger batch takes a second pass forward (gradient caching) and
     gives the same gradients. The negatives are those of the batch, so `whole_steps` asks that a step is not cut.
+    known: of a side of texts that is locked, the vector of each text (see `read_locked`).
     """
 
     whole_steps: ClassVar[bool] = True
 
-    def __init__(self, loss: PairLoss, *, micro: int) -> None:
-        self.loss, self.micro = loss, micro
+    def __init__(self, loss: PairLoss, *, micro: int, known: Mapping[tuple[int, ...], Tensor] | None = None) -> None:
+        self.loss, self.micro, self.known = loss, micro, known
 
     def __call__(self, model: nn.Module, batch: PictureBatch) -> LossParts:
         assert isinstance(model, DualEncoder)
@@ -42,7 +44,7 @@ class ImageText:
             limit_scale(model)
 
         def encode(rows: slice) -> tuple[Tensor, ...]:
-            return model.encode_images(batch.pixels_BCHW[rows]), model.encode_texts(batch.texts[rows])
+            return model.encode_images(batch.pixels_BCHW[rows]), self._encode_texts(model, batch.texts[rows])
 
         count = len(batch.texts)
         images_BD, texts_BD = encode_in_parts(
@@ -65,6 +67,11 @@ class ImageText:
             "scale": model.logits.scale.detach().float().exp() * count,
         }
         return LossParts(loss, count, metrics)
+
+    def _encode_texts(self, model: DualEncoder, texts: tuple[tuple[int, ...], ...]) -> Tensor:
+        if self.known is None:
+            return model.encode_texts(texts)
+        return torch.stack([self.known[ids] for ids in texts]).to(model.text_projection.weight.device)
 
 
 @torch.no_grad()

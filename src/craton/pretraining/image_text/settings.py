@@ -13,13 +13,23 @@ from craton.training.settings import TrainingSettings
 
 
 class PairPretrainSettings(Settings):
-    """A training run on pictures with captions: from nothing (`size`) or from a model of both (`model`)."""
+    """A training run on pictures with captions: from nothing (`size`), from a model of both (`model`), or for a text
+    encoder that stays as it is (`text_model`).
+    """
 
     loss: Literal["softmax", "sigmoid"] | None = Field(
         default=None, description="softmax: CLIP's; sigmoid: SigLIP's (none: softmax, or what the model began with)"
     )
-    size: str = Field(default="2m", description="parameters of a fresh model, both sides together")
-    model: str | None = Field(default=None, description="go on with this CLIP or SigLIP instead of a fresh model")
+    size: str = Field(
+        default="2m", description="parameters of a fresh model, both sides together (beside a text model: of pictures)"
+    )
+    model: str | None = Field(default=None, description="go on with this model of both instead of a fresh one")
+    text_model: str | None = Field(
+        default=None, description="teach pictures to this text encoder (BERT, MiniLM ...), which stays as it is"
+    )
+    vision_model: str | None = Field(
+        default=None, description="beside a text model: begin with this ViT or DINOv2 instead of a fresh side"
+    )
     image_size: PositiveInt = Field(default=64, description="side of a picture in pixels, for a fresh model")
     patch: PositiveInt = Field(default=8, description="side of a patch in pixels, for a fresh model")
     vocab: PositiveInt = Field(default=4096, description="tokens of a fresh model's tokeniser, at most")

@@ -89,7 +89,7 @@ def placed(
     if settings.flip and draws.chance(0.5):
         values = values[:, ::-1]
     opacity = values[..., 3] / np.float32(255)
-    colours = _recoloured(values[..., :3], opacity, settings.colour, draws)
+    colours = _recoloured(values[..., :3], opacity, settings, draws)
     left, top = (round(size * draws.between(CENTRE, 1 - CENTRE) - side / 2) for side in sides)
     into, part = _overlap(top, left, values.shape[:2], size)
     whole_colours, whole_opacity = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.float32)
@@ -111,7 +111,7 @@ def background(pictures: Sequence[Pixels], settings: SceneSettings, size: int, d
     values = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32)
     if settings.flip and draws.chance(0.5):
         values = values[:, ::-1]
-    return _recoloured(values, np.ones((size, size), np.float32), settings.colour, draws)
+    return _recoloured(values, np.ones((size, size), np.float32), settings, draws)
 
 
 def generated(size: int, draws: Draws) -> NDArray[np.float32]:
@@ -141,17 +141,20 @@ def annotated(picture: Annotated, settings: SceneSettings, size: int, draws: Dra
     values, masks = picture.pixels.astype(np.float32), picture.masks
     if settings.flip and draws.chance(0.5):
         values, masks = values[:, ::-1], masks[..., ::-1]
-    values = _recoloured(values, np.ones((height, width), np.float32), settings.colour, draws)
+    values = _recoloured(values, np.ones((height, width), np.float32), settings, draws)
     pixels, whole = np.zeros((size, size, 3), np.uint8), np.zeros((len(masks), size, size), np.bool_)
     pixels[:height, :width], whole[:, :height, :width] = np.rint(values), masks
     return Scene(pixels, whole, height, width, tuple(range(len(masks))))
 
 
 def _recoloured(
-    values: NDArray[np.float32], opacity: NDArray[np.float32], most: float, draws: Draws
+    values: NDArray[np.float32], opacity: NDArray[np.float32], settings: SceneSettings, draws: Draws
 ) -> NDArray[np.float32]:
-    """Brightness and contrast changed by chance; colours are multiplied by the opacity before and after."""
-    bright, contrast = 1 + most * (2 * draws.many(2) - 1)
+    """Brightness, contrast and the order of the channels changed by chance; colours are multiplied by the opacity
+    before and after."""
+    if settings.channels and draws.chance(settings.channels):
+        values = values[..., draws.order(3)]
+    bright, contrast = 1 + settings.colour * (2 * draws.many(2) - 1)
     mean = values.sum() / max(float(3 * opacity.sum()), 1e-6)
     changed = values * np.float32(contrast) + opacity[..., None] * np.float32(mean * (bright - contrast))
     return np.clip(changed, 0, 255 * opacity[..., None])

@@ -12,7 +12,7 @@ from craton.training.settings import TrainingSettings
 
 
 class SceneSettings(Settings):
-    """How cut-outs become scenes, each time anew. Of annotated pictures `flip` and `colour` hold as well."""
+    """How cut-outs become scenes, each time anew. Of annotated pictures `flip`, `colour` and `channels` hold too."""
 
     objects: PositiveInt = Field(default=4, description="cut-outs in a scene, at most; later ones cover earlier ones")
     smallest: PositiveFloat = Field(default=0.25, le=1, description="longer side of a cut-out, as a share of the scene")
@@ -22,6 +22,12 @@ class SceneSettings(Settings):
     )
     flip: bool = Field(default=True, description="half of the cut-outs, backgrounds and pictures are mirrored")
     colour: float = Field(default=0.3, ge=0, le=1, description="how far brightness and contrast may be from 1")
+    channels: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of cut-outs, backgrounds and pictures whose red, green and blue change places",
+    )
 
 
 class PromptSettings(Settings):
