@@ -258,12 +258,8 @@ class Workshop:
         name = slug(recipe.way)
         data = self.folder / "data" / f"{slug(self.model)}-{name}.jsonl"
         if not data.exists():
-            data.parent.mkdir(exist_ok=True)
-            self.on_progress(f"{recipe.way}: writing {len(self.task.train)} training prompts")
-            answerer = self.answerer(Recipe(recipe.way, self.model, recipe.prompt, recipe.passages))
-            rows = [training_row(answerer, item) for item in self.task.train]
-            replace_file(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        self.release()
+            self._write_rows(recipe, data)
+        self.release()  # nothing may hold the model that answers while another one is trained
         settings, expected = self._fitted(data)
         seconds = 60 * self.settings.minutes / self.settings.seeds
         note = f"{settings.training.epochs:.2g} epochs"
@@ -288,6 +284,13 @@ class Workshop:
             stopped="seconds" if expected > seconds else "done",
             notes=(note, f"rank {self.settings.rank}, learning rate {self.settings.learning_rate:g}"),
         )
+
+    def _write_rows(self, recipe: Recipe, data: Path) -> None:
+        data.parent.mkdir(exist_ok=True)
+        self.on_progress(f"{recipe.way}: writing {len(self.task.train)} training prompts")
+        answerer = self.answerer(Recipe(recipe.way, self.model, recipe.prompt, recipe.passages))
+        rows = [training_row(answerer, item) for item in self.task.train]
+        replace_file(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
     def _fitted(self, data: Path) -> tuple[FinetuneSettings, float]:
         """The settings of the training, and the seconds that it is expected to take."""

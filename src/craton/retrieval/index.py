@@ -50,10 +50,15 @@ class Encoder:
         return len(self.model.tokenizer.encode(text, add_special_tokens=False))
 
     def _cut(self, text: str, limit: int) -> str:
-        ids, spans = self.model.tokenizer.encode_with_offsets(text or " ")
-        if len(ids) <= limit:
-            return text if text.strip() else "."
-        return text[: max(end for _, end in spans[: limit - 2])]
+        tokenizer = self.model.tokenizer
+        kept = room = limit - len(tokenizer.encode(""))  # tokens around every text
+        spans = tokenizer.encode_with_offsets(text or " ")[1]
+        while len(spans) > room:
+            # Half of a word may be more tokens than that half was of the whole, so what is left is counted again.
+            text = text[: max(end for _, end in spans[:kept])]
+            spans = tokenizer.encode_with_offsets(text)[1]
+            kept -= 1
+        return text if text.strip() else "."
 
 
 class Index:
