@@ -309,7 +309,7 @@ class Workshop:
         told: list[float] = []
 
         def ready(run: Run | None, job: Job, expected: Estimate) -> None:
-            told.append(expected.seconds[0])  # measured runs lie near the lower end
+            told.append(sum(expected.seconds) / 2)
 
         finetune(self.model, [str(data)], settings, {}, Hooks(on_ready=ready), dry_run=True)
         return settings, told[0]

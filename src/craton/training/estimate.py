@@ -17,8 +17,10 @@ from craton.training.objective import StepBatch
 from craton.trunk.block import Block
 from craton.trunk.config import ExpertsConfig
 
-# Beyond this a micro-batch is not tried out, and time comes from the peak of the products alone.
+# A micro-batch that takes longer than twice this and than this share of the run is not tried out, and time comes from
+# the peak of the products alone.
 PROBE_SECONDS: Final = 2.0
+PROBE_SHARE: Final = 0.05
 # The share of that peak that whole training steps reach on CPUs and GPUs, from a plain small model to a large one.
 USUAL_SHARE: Final = (0.15, 0.6)
 # Torch, its libraries and the tokeniser, before any weight.
@@ -46,7 +48,8 @@ class Estimate:
 
 
 def estimate(trainer: Trainer, dtype: torch.dtype) -> Estimate:
-    """Probe `trainer`'s model on this machine for about two seconds; nothing of the run is changed by it."""
+    """Probe `trainer`'s model on this machine for about two seconds, or a twentieth of a long run; nothing of the run
+    is changed by it."""
     model, device = trainer.model, trainer.ranks.device
     sample = trainer.data.step(0)
     total = sum(p.numel() for p in model.parameters())
@@ -59,7 +62,9 @@ def estimate(trainer: Trainer, dtype: torch.dtype) -> Estimate:
     peak = gemm_peak(dtype, device)
     largest = max(sample, key=lambda batch: batch.tokens)
     rate = None
-    if token_flops(model, longest).training * largest.tokens / peak / USUAL_SHARE[0] < 2 * PROBE_SECONDS:
+    # On a matrix unit a run may be four times as slow as products alone say: a long run is worth a longer look.
+    whole, probe = (token_flops(model, longest).training * n / peak / USUAL_SHARE[0] for n in (tokens, largest.tokens))
+    if probe < max(2 * PROBE_SECONDS, PROBE_SHARE * whole / trainer.ranks.data_world):
         rate = measured_rate(trainer, largest)
     if rate is None:
         low, high = (flops / (peak * share) / trainer.ranks.data_world for share in reversed(USUAL_SHARE))
