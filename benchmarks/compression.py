@@ -3,8 +3,8 @@
 Cases (perplexity of WikiText-2, less is better; limit: the model as it is)
     int8                 8 bits, symmetric; peers: none but the limit
     4-bit, 3-bit, 2-bit  GPTQ; peers in the same run: rounding to nearest (RTN), AWQ, HQQ
-    4-bit/tuned          AWQ and 100 steps of SignRound a block, on other articles of the same file; peers: AWQ and
-                         rounding to nearest alone, on the same text
+    4-bit/tuned          AWQ and 200 steps of SignRound a block, on 64 windows of other articles of the same file;
+                         peers: AWQ and rounding to nearest alone, on the same text
     4-bit/other text     GPTQ calibrated on Shakespeare's plays; peer: on Python's docstrings, as by default
     50% zeros, 2:4 zeros SparseGPT; peers: Wanda, magnitude; on other articles of the same file
 
@@ -49,7 +49,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "smollm2-135m-instruct"
 PACKAGES = ("craton", "torch")
 GROUP, WINDOW = 32, 512
-TUNING = 100  # steps a block
+TUNING, TUNING_WINDOWS = 200, 64  # steps a block, and the windows that they draw from
 SPREAD = 0.05  # of the logarithms of the scales: off the grid, and no channel much larger than its neighbours
 METHODS = {"GPTQ": "gptq", "RTN": "rtn", "AWQ": "awq", "HQQ": "hqq"}
 
@@ -140,7 +140,7 @@ def tuned(bench: Bench) -> Case:
     figures, settings = {}, {}
     for name, method, steps in (("RTN", "rtn", 0), ("AWQ", "awq", 0), ("tuned", "awq", TUNING)):
         work, refine = work_of(bench.source, method, 4), quantize.block_tuning(steps, names(bench.source))
-        figures[name], seconds = bench.run(work, "WikiText" if method == "awq" else None, refine=refine)
+        figures[name], seconds = bench.run(work, "more WikiText" if method == "awq" else None, refine=refine)
         settings[name] = f"({seconds:.0f} s)"
     return perplexities(bench, figures.pop("tuned"), figures, {"Craton": f"tuned {settings.pop('tuned')}", **settings})
 
@@ -197,8 +197,10 @@ def set_up(home: Path, text: Path, *, quick: bool) -> Bench:
     ids = tokenizer.encode(text.read_text(encoding="utf-8")[: judged * window * 8], add_special_tokens=False)
     judged_NT = torch.tensor(ids[: judged * window]).view(judged, window)
     calibration = {"docstrings": read_calibration(tokenizer, [], window=window, samples=samples, seed=0).ids_NT}
-    others = tokenizer.encode(text.read_text(encoding="utf-8")[-samples * window * 8 :], add_special_tokens=False)
-    calibration["WikiText"] = torch.tensor(others[-samples * window :]).view(samples, window)
+    for name, count in (("WikiText", samples), ("more WikiText", samples if quick else TUNING_WINDOWS)):
+        # From the end of the text, far from what is judged.
+        ids = tokenizer.encode(text.read_text(encoding="utf-8")[-count * window * 8 :], add_special_tokens=False)
+        calibration[name] = torch.tensor(ids[-count * window :]).view(count, window)
     plays = SHARED / "tinyshakespeare" / "input.txt"
     if plays.is_file() and not quick:
         found = read_calibration(tokenizer, [str(plays)], window=window, samples=samples, seed=0)
