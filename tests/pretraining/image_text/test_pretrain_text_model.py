@@ -62,6 +62,7 @@ def test_a_text_encoder_is_taught_pictures_and_stays_as_it_is(craton, patches, e
     assert "cannot be the vision tower" in err
 
 
+@pytest.mark.slow
 def test_fewer_bits_leave_the_vectors_where_they_are(craton, patches, encoder):
     # The layer that takes the mean has matrices of zeros and of one large number a row.
     assert craton("pretrain-pairs", patches, *small(text_model=encoder, name="walls"))[0] == 0
@@ -73,6 +74,7 @@ def test_fewer_bits_leave_the_vectors_where_they_are(craton, patches, encoder):
     assert (before.embed_images([wall("red")]) * after.embed_images([wall("red")])).sum() > 0.999
 
 
+@pytest.mark.slow
 def test_a_side_of_pictures_from_the_store(craton, patches, encoder):
     pictures = ("--objective", "self-distillation", "--image-size", "24", "--patch", "8", "--size", "60k")
     steps = ("--steps", "2", "--batch", "8", "--threads", "1", "--holdout", "0", "--name", "eye")
