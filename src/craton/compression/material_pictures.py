@@ -196,7 +196,7 @@ def _encoded(checkpoint: Checkpoint, captions: Sequence[str]) -> Tensor:
     """Ids of captions [N, longest], -1 behind each; those of a model that fills its texts up are full."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer()
     assert isinstance(config, DualEncoderConfig)
-    encoded, _ = encode_captions(tokenizer, captions, config.context, lower=not config.text.pooler)
+    encoded, _ = encode_captions(tokenizer, captions, config.context, lower=config.lower_case)
     longest = max(len(ids) for ids in encoded)
     fill = -1
     if config.pad is not None:

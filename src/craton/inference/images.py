@@ -252,8 +252,7 @@ class ImageModel:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         module = self._dual()
         assert self.tokenizer is not None
-        # SigLIP was trained on texts in lower case; CLIP's tokeniser makes them so itself.
-        given = [text.lower() for text in texts] if module.config.pad is not None else list(texts)
+        given = [text.lower() for text in texts] if module.config.lower_case else list(texts)
         encoded = self.tokenizer.encode_batch(given)
         for text, ids in zip(texts, encoded, strict=True):
             if not ids:

@@ -45,6 +45,11 @@ class DualEncoderConfig(Settings):
         """The longest text in tokens."""
         return self.text.context
 
+    @property
+    def lower_case(self) -> bool:
+        """Whether texts are read in lower case, as CLIP and SigLIP were trained; a BERT's tokeniser knows its own."""
+        return not self.text.pooler
+
 
 class DualEncoder(nn.Module):
     """`encode_images` and `encode_texts` give unit vectors whose products say how well they belong together."""

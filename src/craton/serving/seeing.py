@@ -75,7 +75,7 @@ def _encoded(model: ImageModel, texts: Sequence[str]) -> list[list[int]]:
     """The tokens that the model will read of each text."""
     if not texts or not isinstance(model.module, DualEncoder) or model.tokenizer is None:
         return []
-    lower = model.module.config.pad is not None  # SigLIP, as in `ImageModel.embed`
+    lower = model.module.config.lower_case
     return model.tokenizer.encode_batch([text.lower() if lower else text for text in texts])
 
 

@@ -37,6 +37,24 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 @pytest.fixture
+def random_model(tmp_path: Path) -> Callable[..., tuple[Any, Checkpoint, Any]]:
+    """random_model(kind, config): a model of transformers as files, their checkpoint, and ours of it."""
+
+    def make(kind: Any, config: Any) -> tuple[Any, Checkpoint, Any]:
+        torch.manual_seed(0)
+        model = kind(config).float().eval().requires_grad_(False)
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            # Embeddings, tables and scales large enough that each of them shows.
+            parameter.copy_(parameter + 0.3 * noise if parameter.dim() < 2 else noise * parameter.shape[-1] ** -0.5)
+        model.save_pretrained(tmp_path / "theirs")
+        checkpoint = Checkpoint.open(tmp_path / "theirs")
+        return model, checkpoint, checkpoint.load(torch.float32)
+
+    return make
+
+
+@pytest.fixture
 def check_causal(tmp_path: Path) -> Callable[..., CausalLM]:
     """check(config, length=48): prefill, cached decoding, packing, batched decoding, and the round trip."""
     transformers = pytest.importorskip("transformers")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families import family_of
 from craton.checkpoints.families.family import Keys
 from craton.checkpoints.save import save_checkpoint
@@ -42,22 +41,6 @@ TEXT = {
 def relative_error(ours, theirs):
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-@pytest.fixture
-def random_model(tmp_path):
-    def make(kind, config):
-        torch.manual_seed(0)
-        model = kind(config).float().eval().requires_grad_(False)
-        for parameter in model.parameters():
-            noise = torch.randn_like(parameter)
-            # Embeddings, tables and scales large enough that each of them shows.
-            parameter.copy_(parameter + 0.3 * noise if parameter.dim() < 2 else noise * parameter.shape[-1] ** -0.5)
-        model.save_pretrained(tmp_path / "theirs")
-        checkpoint = Checkpoint.open(tmp_path / "theirs")
-        return model, checkpoint, checkpoint.load(torch.float32)
-
-    return make
 
 
 def check_way_back(kind, ours, checkpoint, folder, values):

@@ -61,16 +61,9 @@ def whole_config(vision, **text):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_encoders(tmp_path, name):
+def test_two_encoders(random_model, tmp_path, name):
     vision, text = MODELS[name]()
-    torch.manual_seed(0)
-    theirs = transformers.VisionTextDualEncoderModel(whole_config(vision, **text)).float().eval().requires_grad_(False)
-    for parameter in theirs.parameters():
-        noise = torch.randn_like(parameter)
-        parameter.copy_(parameter + 0.3 * noise if parameter.dim() < 2 else noise * parameter.shape[-1] ** -0.5)
-    theirs.save_pretrained(tmp_path / "theirs")
-    checkpoint = Checkpoint.open(tmp_path / "theirs")
-    ours = checkpoint.load(torch.float32)
+    theirs, checkpoint, ours = random_model(transformers.VisionTextDualEncoderModel, whole_config(vision, **text))
     assert isinstance(ours, DualEncoder)
     sides = vision.image_size if isinstance(vision.image_size, tuple | list) else (vision.image_size,) * 2
     pixels = torch.randn(2, 3, *sides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import torch
 
 from craton.checkpoints.families import bert
 from craton.checkpoints.families.family import Keys
+from craton.checkpoints.safetensors import open_weights
 from craton.checkpoints.save import save_checkpoint
+from craton.inference.images import load_images
 from craton.modalities.image import encode_png
 from craton.models import Encoder, PoolingConfig
 from craton.models.initialisation import initialise
 from craton.pretraining.image_text.data import caption_tokenizer
+from craton.pretraining.image_text.pretrain import resume
+from craton.store.runs import Run
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -35,6 +40,28 @@ def patches(tmp_path):
     table = folder / "pairs.jsonl"
     table.write_text("\n".join(lines))
     return table
+
+
+@pytest.fixture
+def check_resumed(craton, patches):
+    """check_resumed(flags of a name): a run of 6 steps in parts that lost its last checkpoint ends as one that did not,
+    bit for bit."""
+
+    def check(flags: Callable[[str], list[str]]) -> None:
+        assert craton("pretrain-pairs", patches, *flags("whole"))[0] == 0
+        status, _, err = craton("pretrain-pairs", patches, *flags("cut"))
+        assert status == 0, err
+        assert "gradient caching" in err
+        run = Run.open("cut")
+        shutil.rmtree(run.checkpoints_folder / "step-00000006")
+        result = resume(run)
+        whole, again = open_weights(load_images("whole").checkpoint.path), open_weights(result.model.path)
+        assert set(whole.tensors) == set(again.tensors)
+        for name in whole.tensors:
+            assert torch.equal(whole.tensor(name), again.tensor(name)), name
+        assert craton("runs", "resume", run.id)[0] == 2  # it is done
+
+    return check
 
 
 @pytest.fixture

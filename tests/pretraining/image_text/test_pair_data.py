@@ -84,7 +84,7 @@ TOKENIZER = caption_tokenizer(CAPTIONS, 300)
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=60), max_size=5), st.integers(3, 20))
 def test_captions_of_any_kind_fit_the_context(captions, context):
-    texts, cut = encode_captions(TOKENIZER, captions, context)
+    texts, cut = encode_captions(TOKENIZER, captions, context, lower=True)
     assert len(texts) == len(captions)
     assert all(2 <= len(text) <= context for text in texts)
     assert all(text[-1] == TOKENIZER.vocab_size - 1 for text in texts)

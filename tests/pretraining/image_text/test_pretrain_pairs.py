@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from craton.checkpoints.safetensors import open_weights
 from craton.inference.images import load_images
 from craton.models import DualEncoder
 from craton.pretraining.image_text.architecture import dual_encoder_config
@@ -87,21 +86,10 @@ def test_what_is_published_opens_in_transformers(craton, patches, loss):
         torch.testing.assert_close(ours.module.logits(*vectors), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_a_run_that_was_stopped_is_the_run_that_was_not(craton, patches):
+def test_a_run_that_was_stopped_is_the_run_that_was_not(check_resumed):
     # Parts of 2 pairs, so that gradient caching is in it too.
     flags = {"evaluate_every": 2, "save_every": 3, "keep_last": 9, "micro_tokens": 40}
-    assert craton("pretrain-pairs", patches, *small(**flags, name="whole"))[0] == 0
-    status, _, err = craton("pretrain-pairs", patches, *small(**flags, name="cut"))
-    assert status == 0, err
-    assert "gradient caching" in err
-    run = Run.open("cut")
-    shutil.rmtree(run.checkpoints_folder / "step-00000006")
-    result = resume(run)
-    whole, again = open_weights(load_images("whole").checkpoint.path), open_weights(result.model.path)
-    assert set(whole.tensors) == set(again.tensors)
-    for name in whole.tensors:
-        assert torch.equal(whole.tensor(name), again.tensor(name)), name
-    assert craton("runs", "resume", run.id)[0] == 2  # it is done
+    check_resumed(lambda name: small(**flags, name=name))
 
 
 def test_other_captions_are_not_gone_on_with(craton, patches):

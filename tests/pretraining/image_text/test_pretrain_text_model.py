@@ -3,21 +3,16 @@ of the result."""
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.families.vit import VIT
-from craton.checkpoints.safetensors import open_weights
 from craton.checkpoints.save import save_checkpoint
 from craton.inference.images import load_images
 from craton.models import VisionTransformer
-from craton.pretraining.image_text.pretrain import resume
 from craton.pretraining.images.pretrain import vision_config
-from craton.store.runs import Run
 
 pytest.importorskip("PIL", reason="pictures need Pillow")
 
@@ -115,22 +110,11 @@ def test_a_taught_text_encoder_opens_in_transformers(craton, patches, encoder):
         torch.testing.assert_close(vectors, expected.image_embeds, atol=2e-4, rtol=1e-4)
 
 
-def test_a_run_that_was_stopped_is_the_run_that_was_not(craton, patches, encoder):
+def test_a_run_that_was_stopped_is_the_run_that_was_not(check_resumed, encoder):
     # Parts of 2 pairs, so that gradient caching is in it too.
     flags = {"evaluate_every": 2, "save_every": 3, "keep_last": 9, "micro_tokens": 10,
              "text_model": encoder}  # fmt: skip
-    assert craton("pretrain-pairs", patches, *small(**flags, name="whole"))[0] == 0
-    status, _, err = craton("pretrain-pairs", patches, *small(**flags, name="cut"))
-    assert status == 0, err
-    assert "gradient caching" in err
-    run = Run.open("cut")
-    shutil.rmtree(run.checkpoints_folder / "step-00000006")
-    result = resume(run)
-    whole, again = open_weights(load_images("whole").checkpoint.path), open_weights(result.model.path)
-    assert set(whole.tensors) == set(again.tensors)
-    for name in whole.tensors:
-        assert torch.equal(whole.tensor(name), again.tensor(name)), name
-    assert craton("runs", "resume", run.id)[0] == 2  # it is done
+    check_resumed(lambda name: small(**flags, name=name))
 
 
 @pytest.mark.parametrize(

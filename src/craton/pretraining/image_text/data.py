@@ -106,12 +106,12 @@ def caption_tokenizer(captions: Sequence[str], vocab: int) -> Tokenizer:
 
 
 def encode_captions(
-    tokenizer: Tokenizer, captions: Sequence[str], context: int, *, lower: bool = True
+    tokenizer: Tokenizer, captions: Sequence[str], context: int, *, lower: bool
 ) -> tuple[list[tuple[int, ...]], int]:
     """The tokens of each caption, and how many captions were too long: of those the end is cut, but for the last token,
     whose vector may stand for the text.
 
-    lower: in lower case, as CLIP and SigLIP were trained; a text encoder that was there before knows its own case.
+    lower: in lower case (see `DualEncoderConfig.lower_case`).
     """
     encoded = tokenizer.encode_batch([caption.lower() if lower else caption for caption in captions])
     cut = sum(len(ids) > context for ids in encoded)

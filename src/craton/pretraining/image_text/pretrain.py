@@ -277,9 +277,8 @@ def _job(
     model, family, decisions = _model(settings, models, tokenizer, data)
     config = model.config
     tokens = config.vision.grid[0] * config.vision.grid[1] + config.vision.extra
-    lower = not models.locked
-    texts, cut = encode_captions(tokenizer, data.training.captions or (), config.context, lower=lower)
-    held_texts, _ = encode_captions(tokenizer, data.held_out.captions or (), config.context, lower=lower)
+    texts, cut = encode_captions(tokenizer, data.training.captions or (), config.context, lower=config.lower_case)
+    held_texts, _ = encode_captions(tokenizer, data.held_out.captions or (), config.context, lower=config.lower_case)
     if cut:
         decisions += (f"{cut:,} captions are cut to {config.context} tokens",)
     known, read = None, config.context if config.pad is not None else -(-sum(map(len, texts)) // len(texts))
