@@ -75,6 +75,7 @@ def test_gains_fall_with_the_place_of_the_right_paragraph() -> None:
     assert found_N == pytest.approx([1, 1 / np.log2(3), 1 / 2])
 
 
+@pytest.mark.slow
 def test_an_encoder_in_fewer_bits_stands_beside_itself(questions: Path, tiny_model: Path, tmp_path: Path) -> None:
     plain = benchmark.searching(str(tiny_model), questions, quick=False)
     assert plain.clusters == [0, 0, 0, 1]

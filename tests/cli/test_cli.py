@@ -234,6 +234,7 @@ def test_a_long_message_in_chat_is_refused_and_the_chat_goes_on(craton, smollm2_
     assert out.strip()
 
 
+@pytest.mark.slow
 def test_export_writes_what_loads_again_with_the_same_answer(craton, smollm2_gguf, tmp_path: Path):
     asked = ["generate", "The capital of France is", "--max-tokens", "5", "--dtype", "float32", "-m"]
     answer = craton(*asked, str(smollm2_gguf))[1]

@@ -105,6 +105,7 @@ def test_documents_are_retrieved_and_the_winner_is_published_as_one_thing(home, 
         assert answer.passages
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_answers(home, tiny_model, class_task, tmp_path):
     words = ["compare", class_task, "--models", tiny_model, "--encoder", tiny_model, "--seeds", "1", "--trials", "2"]
     words += ["--minutes", "0.2", "--epochs", "1", "--threads", "1", "--ways", "zero-shot,lora"]

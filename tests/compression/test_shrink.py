@@ -85,6 +85,7 @@ def test_a_ladder_is_made_measured_and_its_choice_published(home, tiny_model, ta
         assert label in page
 
 
+@pytest.mark.slow
 def test_where_nothing_keeps_the_quality_the_base_stays_and_the_test_stays_sealed(
     home, at_once, tiny_model, task, text, capsys
 ):
@@ -98,6 +99,7 @@ def test_where_nothing_keeps_the_quality_the_base_stays_and_the_test_stays_seale
     assert list_models() == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_ladder_goes_on_where_it_stopped(home, at_once, tiny_model, task, text):
     def stop(doing: str) -> None:
         if doing.startswith("3 of 4"):

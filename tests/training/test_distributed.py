@@ -50,6 +50,7 @@ def test_tensor_parallel_ranks_are_one_rank(tmp_path):
     assert two["agreed"] == 0.5
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit(tmp_path):
     # An evaluation stands before each checkpoint, and must leave nothing gathered behind.
     evaluated = {"settings": {"evaluate_every": 3}}

@@ -264,6 +264,7 @@ def test_trained_weights_in_bfloat16_are_refused():
         trainer(make_model().bfloat16())
 
 
+@pytest.mark.slow
 def test_compute_in_bfloat16_keeps_masters_in_float32_and_learns():
     model = make_model()
     run = trainer(model, steps=40)
