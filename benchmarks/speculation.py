@@ -6,6 +6,7 @@ Cases
                              edit, a list to sort out, questions to answer by quoting
     free/TASK/threads=T      tokens/s of an answer with little to look up: a story, an explanation, a letter, verse;
                              also sampled (temperature 0.8) instead of greedy
+    form/TASK/threads=T      tokens/s of an answer whose form leaves little choice: a long class name, an object
     batch/TASK/threads=T     tokens/s over eight answers that are written at once
 
 How the figures are made
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import Case, Document, case, interleave, machine, parser, report
 
@@ -76,6 +77,29 @@ FREE = {
     "verse": "Write a poem about the sea in winter.",
     "opinion": "What makes a good teacher?",
 }
+INTENTS = (
+    "card_arrival card_not_working cash_withdrawal_not_recognised change_pin compromised_card contactless_not_working "
+    "declined_transfer exchange_rate_is_wrong getting_a_virtual_card lost_or_stolen_phone passcode_forgotten "
+    "pending_cash_withdrawal refund_not_showing_up transfer_not_received_by_recipient unable_to_verify_identity"
+).split()
+FIELDS = ("name_of_the_river", "length_in_kilometres", "flows_into", "main_tributaries")
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "class": (
+        f"Of which class is this question: My money is not there yet, it says it was sent? {', '.join(INTENTS)}",
+        {"choices": INTENTS},
+    ),
+    "object": (
+        f"Describe the river as JSON.\n\n{PASSAGE}",
+        {
+            "json_schema": {
+                "type": "object",
+                "properties": {field: {"type": "string", "maxLength": 20} for field in FIELDS},
+                "required": FIELDS,
+                "additionalProperties": False,
+            }
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -117,19 +141,23 @@ def measure(scope: Scope) -> dict[str, Case]:
             for temperature in scope.temperatures:
                 how = f"{name}-sampled" if temperature else name
                 cases[f"free/{how}/threads={threads}"] = _case(models, prompt, temperature, scope.rounds)
+        for name, (prompt, form) in FORMS.items():
+            cases[f"form/{name}/threads={threads}"] = _case(models, prompt, 0.0, scope.rounds, form)
         if scope.batch:
             cases[f"batch/free/threads={threads}"] = _batch_case(models, list(FREE.values()), scope.rounds)
             cases[f"batch/repeats/threads={threads}"] = _batch_case(models, list(REPEATS.values()), scope.rounds)
     return cases
 
 
-def _case(models: Mapping[str, Model], prompt: str, temperature: float, rounds: int) -> Case:
+def _case(
+    models: Mapping[str, Model], prompt: str, temperature: float, rounds: int, form: Mapping[str, Any] | None = None
+) -> Case:
     texts: dict[str, str] = {}
     guesses: dict[str, str] = {}
 
     def turn(way: str) -> float:
         completion = models[way].chat(
-            [{"role": "user", "content": prompt}], max_tokens=TOKENS, temperature=temperature, seed=1
+            [{"role": "user", "content": prompt}], max_tokens=TOKENS, temperature=temperature, seed=1, **(form or {})
         )
         texts[way] = completion.text
         guesses[way] = f"{completion.accepted_tokens} of {completion.drafted_tokens} guesses right"

@@ -17,6 +17,7 @@ from craton.checkpoints.checkpoint import Checkpoint
 from craton.config import parse
 from craton.errors import UsageError
 from craton.inference.constraints import make_constraint
+from craton.inference.drafting import NGramDrafter
 from craton.inference.engine import Engine, Generation, Request
 from craton.inference.settings import SamplingSettings
 from craton.modalities.text import Tokenizer, tokenizer_from_gguf
@@ -189,6 +190,42 @@ def test_choices_are_answered_exactly(engine):
     assert {generation.text for generation in found} <= set(CHOICES)
     assert len({generation.text for generation in found}) > 3
     assert {generation.text for generation in answers(engine, 5, choices=("می‌رود",))} == {"می‌رود"}
+
+
+@pytest.mark.parametrize("form", [{"choices": CHOICES}, {"json_schema": SCHEMA}], ids=["choices", "schema"])
+def test_what_the_form_forces_is_guessed_and_changes_no_token(engine, form):
+    """However odd the tokens are in which a model that knows nothing writes it."""
+    ahead = Engine(engine.model, engine.tokenizer, dtype=torch.float32, drafter=NGramDrafter())
+    for temperature in (0.0, 1.0, 5.0):
+        plain, fast = (answers(one, 8, **form, temperature=temperature) for one in (engine, ahead))
+        assert [(g.ids, g.text, g.finish_reason) for g in fast] == [(g.ids, g.text, g.finish_reason) for g in plain]
+
+
+def test_what_is_forced_takes_few_steps():
+    tokenizer = byte_tokenizer()
+    steps = []
+    for drafter in (None, NGramDrafter()):
+        one = Engine(make_model(tokenizer.vocab_size), tokenizer, dtype=torch.float32, drafter=drafter)
+        said = answers(one, 1, choices=("from that moment on", "to the end of the line"))[0]
+        assert said.finish_reason == "stop"
+        steps.append(one._steps)
+    # One for the prompt, one for each of the rest, or for four and then eight letters at once.
+    assert steps[0] == len(said.tokens)
+    assert steps[1] <= 2 + len(said.tokens) // 8
+
+
+def test_what_is_forced_is_known():
+    tokenizer = byte_tokenizer()
+    constraint = make_constraint(SamplingSettings(choices=("care", "caddy é", "cab")), tokenizer)
+    assert constraint is not None
+    assert constraint.forced == "ca"
+    for letter in "cad":
+        constraint.accept(tokenizer.encode(letter)[-1])
+    assert constraint.forced == "dy é"
+    for byte in "dy é".encode()[:-1]:
+        assert not constraint.finished
+        constraint.accept(next(i for i in range(256) if tokenizer.token_bytes(i) == bytes([byte])))
+    assert constraint.forced == ""  # half a character is left
 
 
 def test_every_end_token_may_end_the_answer():

@@ -69,6 +69,12 @@ class Constraint:
         allowed_V = self._allowed()
         return int(allowed_V.sum()) == int(allowed_V[self._guide.eos_ids].sum())
 
+    @property
+    def forced(self) -> str:
+        """The text that must come next, whatever is chosen: often the rest of a choice, or the keys of an object."""
+        # It may end within a character.
+        return bytes(self._matcher.compute_ff_bytes()).decode(errors="ignore")
+
     def _allowed(self) -> np.ndarray[Any, Any]:
         if self._allowed_V is None:
             bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")

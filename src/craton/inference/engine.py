@@ -43,6 +43,9 @@ PREFILL_CHUNK, VECTOR_PREFILL_CHUNK = 256, 128
 # its second thread, spinning between two operations, only takes the place of the kernels' threads.
 SERIAL_CONTEXT = 2048
 
+# How a forced text is written depends on the tokens before it, but not on those so far back.
+FORCED_CONTEXT = 32
+
 
 @dataclass
 class Request:
@@ -103,7 +106,8 @@ class Generation:
         self._done = 0  # seen ids whose keys and values are in the cache
         self.last_read = -1  # the step that read its last piece
         self._draft: list[int] = []  # guesses at what follows, read behind the last id
-        self._pace = Pace()
+        self._guess_pace, self._form_pace = Pace(), Pace()
+        self._pace = self._guess_pace  # that of the draft
 
     @property
     def text(self) -> str:
@@ -220,6 +224,18 @@ class Generation:
     @property
     def _moved(self) -> bool:
         return len(self.seen) != len(self.ids)
+
+    def forced(self) -> list[int]:
+        """Tokens that write what the form of the answer leaves no choice in: as the tokenizer writes the whole, if that
+        begins with what was chosen, else as it writes this text alone."""
+        text = self._constraint.forced if self._constraint is not None else ""
+        if not text:
+            return []
+        tokenizer, written = self._engine.tokenizer, [token.id for token in self.tokens[-FORCED_CONTEXT:]]
+        ids = tokenizer.encode(tokenizer.decode(written) + text, add_special_tokens=False)
+        if ids[: len(written)] == written:
+            return ids[len(written) :]
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def fail(self, error: CratonError) -> None:
         """End with an error."""
@@ -459,19 +475,24 @@ class Engine:
         return [pair for group in passes for pair in self._forward(group)]
 
     def _guess(self, writing: list[Generation], drafter: Drafter) -> None:
-        asked = []
+        asked, sure = [], []
         for generation in writing:
             assert generation._slot is not None
+            forced = generation.forced()
+            generation._pace, price = (
+                (generation._form_pace, 0.0) if forced else (generation._guess_pace, drafter.price)
+            )
             left = self.room(generation.request) - len(generation.tokens) - 1
             if self._stretch_at is not None and len(generation.ids) <= self._stretch_at:
                 left = min(left, self._stretch_at - len(generation.ids))  # one pass has one set of frequencies
             if self.stream is not None:
                 left = min(left, self.stream.size - len(generation.seen))
             rows = EXACT_ROWS // min(len(writing), EXACT_ROWS) - 1
-            most = min(generation._pace.length(len(writing), drafter.price), left, rows)
-            asked.append(Asked(generation._slot, generation.seen, max(0, most)))
-        for generation, draft in zip(writing, drafter.propose(asked), strict=True):
-            generation._draft = draft
+            most = max(0, min(generation._pace.length(len(writing), price), left, rows))
+            sure.append(forced[:most])
+            asked.append(Asked(generation._slot, generation.seen, 0 if forced else most))
+        for generation, forced, draft in zip(writing, sure, drafter.propose(asked), strict=True):
+            generation._draft = forced or draft
 
     def _slide(self, generation: Generation, stream: StreamWindow) -> None:
         """Make room in the window for what is read next."""
