@@ -77,11 +77,23 @@ FREE = {
     "verse": "Write a poem about the sea in winter.",
     "opinion": "What makes a good teacher?",
 }
-INTENTS = (
-    "card_arrival card_not_working cash_withdrawal_not_recognised change_pin compromised_card contactless_not_working "
-    "declined_transfer exchange_rate_is_wrong getting_a_virtual_card lost_or_stolen_phone passcode_forgotten "
-    "pending_cash_withdrawal refund_not_showing_up transfer_not_received_by_recipient unable_to_verify_identity"
-).split()
+INTENTS = [
+    "card_arrival",
+    "card_not_working",
+    "cash_withdrawal_not_recognised",
+    "change_pin",
+    "compromised_card",
+    "contactless_not_working",
+    "declined_transfer",
+    "exchange_rate_is_wrong",
+    "getting_a_virtual_card",
+    "lost_or_stolen_phone",
+    "passcode_forgotten",
+    "pending_cash_withdrawal",
+    "refund_not_showing_up",
+    "transfer_not_received_by_recipient",
+    "unable_to_verify_identity",
+]
 FIELDS = ("name_of_the_river", "length_in_kilometres", "flows_into", "main_tributaries")
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "class": (
