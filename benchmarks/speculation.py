@@ -78,7 +78,6 @@ FREE = {
     "opinion": "What makes a good teacher?",
 }
 INTENTS = [
-]
     "card_arrival",
     "card_not_working",
     "cash_withdrawal_not_recognised",
