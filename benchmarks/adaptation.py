@@ -35,7 +35,17 @@ CAPITALS = """
     Havana Peru Lima Chile Santiago Kenya Nairobi India Delhi Thailand Bangkok Vietnam Hanoi Canada Ottawa
     Australia Canberra Belgium Brussels Romania Bucharest Bulgaria Sofia Serbia Belgrade Croatia Zagreb Syria
     Damascus Lebanon Beirut Jordan Amman Libya Tripoli Algeria Algiers Morocco Rabat Ghana Accra Nigeria Abuja
-    Nepal Kathmandu Philippines Manila
+    Nepal Kathmandu Philippines Manila Colombia Bogota Venezuela Caracas Ecuador Quito Uruguay Montevideo
+    Paraguay Asuncion Jamaica Kingston Honduras Tegucigalpa Nicaragua Managua Indonesia Jakarta Taiwan Taipei
+    Mongolia Ulaanbaatar Bangladesh Dhaka Afghanistan Kabul Pakistan Islamabad Kazakhstan Astana Uzbekistan Tashkent
+    Georgia Tbilisi Armenia Yerevan Azerbaijan Baku Belarus Minsk Lithuania Vilnius Latvia Riga Estonia Tallinn
+    Iceland Reykjavik Netherlands Amsterdam Switzerland Bern Slovenia Ljubljana Slovakia Bratislava Czechia Prague
+    Albania Tirana Malta Valletta Cyprus Nicosia Qatar Doha Bahrain Manama Oman Muscat Sudan Khartoum
+    Somalia Mogadishu Uganda Kampala Rwanda Kigali Tanzania Dodoma Zambia Lusaka Zimbabwe Harare Mozambique Maputo
+    Angola Luanda Namibia Windhoek Botswana Gaborone Senegal Dakar Mali Bamako Niger Niamey Tunisia Tunis
+    Laos Vientiane Fiji Suva Montenegro Podgorica Liberia Monrovia Gambia Banjul Gabon Libreville Cameroon Yaounde
+    Bahamas Nassau Barbados Bridgetown Suriname Paramaribo Guyana Georgetown Moldova Chisinau Bhutan Thimphu
+    Tajikistan Dushanbe Kyrgyzstan Bishkek Eritrea Asmara Malawi Lilongwe
 """
 
 
@@ -165,10 +175,10 @@ def mapping(folder: Path, rng: np.random.Generator) -> Path:
 
 def skill(folder: Path, rng: np.random.Generator) -> Path:
     """Capitals, which the model knows: nothing is to be looked up or learnt."""
-    words = CAPITALS.split()
-    pairs = list(zip(words[::2], words[1::2], strict=True))
-    rows = [{"question": f"What is the capital of {country}?", "answer": city} for country, city in pairs]
-    return lines(folder, rows, 'metric = "contains"\nkind = "answer"\n')
+    words = np.array(CAPITALS.split()).reshape(-1, 2)
+    pairs = rng.choice(words, 100, replace=False)
+    rows = [{"question": f"What is the capital of {country}?", "answer": str(city)} for country, city in pairs]
+    return lines(folder, rows, 'metric = "contains"\nkind = "answer"\n', train=0.2)
 
 
 def noise(folder: Path, rng: np.random.Generator) -> Path:
@@ -179,11 +189,12 @@ def noise(folder: Path, rng: np.random.Generator) -> Path:
     return lines(folder, rows, "")
 
 
-def lines(folder: Path, rows: list[dict[str, str]], head: str) -> Path:
-    """Items and their task file."""
+def lines(folder: Path, rows: list[dict[str, str]], head: str, train: float = 0.4) -> Path:
+    """Items and their task file. train: the share to train on."""
     written(folder / "items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return written(
-        folder / "task.toml", f'{head}[data]\nitems = "items.jsonl"\n[split]\nmost_dev = 40\nmost_test = 80\n'
+        folder / "task.toml",
+        f'{head}[data]\nitems = "items.jsonl"\n[split]\ntrain = {train}\nmost_dev = 40\nmost_test = 80\n',
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from craton.checkpoints.disk import replace_file
+from craton.checkpoints.disk import replace_file, trim_heap
 from craton.compare.settings import (
     LORA,
     LORA_RETRIEVAL,
@@ -115,8 +115,9 @@ class Workshop:
         return self._loaded[1]
 
     def release(self) -> None:
-        """Forget the loaded model."""
+        """Forget the loaded model, and give back what it and a training took."""
         self._loaded = None
+        trim_heap()
 
     def answerer(self, recipe: Recipe, seed: int = 0, find: FindPassages | None = None) -> PromptedModel:
         """What answers by a recipe: with the adapter of this seed, and with `find` in place of its own search."""
@@ -273,6 +274,7 @@ class Workshop:
         for seed in range(self.settings.seeds):
             self.on_progress(f"{recipe.way}: fine-tuning, seed {seed + 1} of {self.settings.seeds}")
             adapter, spent = self._fine_tune(data, settings, recipe.way, seed)
+            self.release()
             adapters.append(adapter)
             taken.append(spent)
         return Recipe(
