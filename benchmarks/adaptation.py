@@ -84,6 +84,9 @@ def real(folder: Path, name: str, write: Callable[[Path], Path], minutes: float)
         chosen = " (recommended)" if m.label == verdict.recommended else ""
         label = f"{name}/{m.label}{chosen}, 95 %: {one.low:.3f} to {one.high:.3f}"
         cases[label] = case(one.value, {"most frequent answer": majority} if majority else {}, metric)
+        exact = m.figures.get("exact_match")
+        if exact is not None:
+            cases[f"{name}/{m.label}, 95 %: {exact.low:.3f} to {exact.high:.3f}"] = case(exact.value, {}, "exact match")
     return cases
 
 
