@@ -117,7 +117,7 @@ def world(folder: Path, name: str, seeds: int) -> dict[str, Case]:
     for seed in range(seeds):
         place = folder / f"{name}{seed}"
         place.mkdir()
-        found = run(write(place, np.random.default_rng(seed)), seeds=1, minutes=2, trials=3, seed=seed)
+        found = run(write(place, np.random.default_rng(seed)), seeds=1, minutes=2, trials=8, seed=seed)
         verdict = found.verdict
         said.append(right(verdict))
         print(f"{name}, seed {seed}: {verdict.sentence}", flush=True)
