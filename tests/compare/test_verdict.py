@@ -92,6 +92,42 @@ def test_updates_count_for_what_holds_facts():
     assert decide(ways, CLUSTERS, queries=1000, updates=10).recommended == "retrieval"
 
 
+def test_updates_turn_the_break_even():
+    ways = [
+        Measured("retrieval", [[1.0] * N], [0.2] * N, setup=10, update=1),
+        Measured("lora", [[1.0] * N], [0.1] * N, setup=110, update=101),
+    ]
+    [never_changing] = decide(ways, CLUSTERS, queries=10_000).break_evens
+    assert never_changing.queries == pytest.approx(1000)
+    [changing] = decide(ways, CLUSTERS, queries=10_000, updates=5).break_evens
+    assert changing.queries == pytest.approx(100 / (0.1 - 5 / 10_000 * 100))
+    [often] = decide(ways, CLUSTERS, queries=10_000, updates=20).break_evens
+    assert often.queries is None
+
+
+def test_no_way_is_recommended_that_another_one_beats():
+    """The best is too unsteady to beat the cheap way; the second, nearly as good, does beat it."""
+    cheap, second, best = np.full(N, 0.45), np.full(N, 0.5), np.tile([1.0, 0.04], N // 2)
+    ways = [
+        Measured("cheap", [cheap.tolist()], [0.1] * N, 0),
+        Measured("second", [second.tolist()], [0.2] * N, 10),
+        Measured("best", [best.tolist()], [0.3] * N, 10),
+    ]
+    verdict = decide(ways, [str(i) for i in range(N)], queries=100)
+    beats = {(c.better, c.other) for c in verdict.comparisons if c.difference.p_adjusted < 0.05}
+    assert beats == {("second", "cheap")}
+    assert verdict.best == "best"
+    assert verdict.recommended == "second"
+    assert "cheap" not in verdict.tied
+
+
+def test_a_clear_winner_has_its_break_evens():
+    verdict = decide(world(0, WORLDS["label mapping"][0]), CLUSTERS, queries=1000)
+    assert verdict.kind == "clear"
+    assert {one.cheap for one in verdict.break_evens} == {"zero-shot", "prompt", "retrieval"}
+    assert all(one.sentence.startswith("lora pays back its set-up against") for one in verdict.break_evens)
+
+
 def test_a_way_that_never_wins_over_the_majority_says_so():
     ways = [
         *world(1, {"zero-shot": 0.3, "prompt": 0.31}),
@@ -114,3 +150,21 @@ def test_the_verdict_is_json_and_names_all_pairs():
 def test_what_a_test_can_show_shrinks_with_its_size():
     assert detectable_effect(1000, 1000) < detectable_effect(200, 200) < detectable_effect(200, 20) < 1
     assert detectable_effect(3, 3) == float("inf")
+    assert detectable_effect(200, 200) < detectable_effect(200, 200, ways=5)
+
+
+def test_the_difference_that_is_promised_is_shown_four_times_in_five():
+    """Five ways, one of them better by what was said before the run: against each of the others it is told."""
+    rng = np.random.default_rng(0)
+    effect = detectable_effect(N, N, ways=5)
+    told = 0
+    for _ in range(60):
+        rates = [0.5 + effect, 0.5, 0.2, 0.2, 0.2]
+        ways = [
+            Measured(str(i), [(rng.random(N) < rate).astype(float).tolist()], [0.1] * N, 0)
+            for i, rate in enumerate(rates)
+        ]
+        verdict = decide(ways, [str(i) for i in range(N)], queries=1)
+        [pair] = [c for c in verdict.comparisons if {c.better, c.other} == {"0", "1"}]
+        told += pair.better == "0" and pair.difference.p_adjusted < 0.05
+    assert told >= 0.75 * 60

@@ -51,26 +51,43 @@ def test_the_interval_of_the_break_even() -> None:
     for seed in range(150):
         base = rng.exponential(1, 40)
         cheap, dear = base + rng.exponential(0.5, 40) + 0.5, base
-        value, low, high = break_even_interval(0, 1000, cheap, dear, seed=seed)
+        value, low, high = break_even_interval(Cost(0, 0), Cost(1000, 0), cheap, dear, seed=seed)
         assert value is not None
         assert low < value < high
         covered.append(low <= 1000 <= high)
     assert np.mean(covered) >= 0.9
-    assert break_even_interval(0, 1000, cheap, dear) == break_even_interval(1000, 0, dear, cheap)
+    one, other = Cost(0, 0), Cost(1000, 0)
+    assert break_even_interval(one, other, cheap, dear) == break_even_interval(other, one, dear, cheap)
 
 
 def test_a_saving_that_may_be_none_or_is_none() -> None:
     rng = np.random.default_rng(1)
     base = rng.exponential(1, 50)
     noise = rng.normal(0, 1, 50)
-    value, low, high = break_even_interval(0, 100, base + noise - noise.mean() + 0.01, base)
+    value, low, high = break_even_interval(Cost(0, 0), Cost(100, 0), base + noise - noise.mean() + 0.01, base)
     assert value == pytest.approx(10_000)
     assert low < 1000
     assert high == inf
-    assert break_even_interval(0, 100, base, base + 1 + noise / 9) == (None, inf, inf)
-    assert break_even_interval(7, 7, base, base + 1) == (0, 0, 0)
+    assert break_even_interval(Cost(0, 0), Cost(100, 0), base, base + 1 + noise / 9) == (None, inf, inf)
+    assert break_even_interval(Cost(7, 0), Cost(7, 0), base, base + 1) == (0, 0, 0)
     with pytest.raises(DataError):
-        break_even_interval(0, 1, [], [])
+        break_even_interval(Cost(0, 0), Cost(1, 0), [], [])
+
+
+def test_updates_and_documents_count_in_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    documents = [str(i // 5) for i in range(100)]
+    slow = np.repeat(rng.exponential(0.4, 20), 5)  # the questions of a document are alike
+    cheap, dear = 1 + slow, np.ones(100)
+    one, other = Cost(0, 0, update=10), Cost(1000, 0, update=100)
+    value, low, high = break_even_interval(one, other, cheap, dear, documents, updates_per_query=0.001)
+    assert value == pytest.approx(break_even(Cost(0, cheap.mean(), 10), Cost(1000, 1, 100), updates_per_query=0.001))
+    plain, near, far = break_even_interval(one, other, cheap, dear, updates_per_query=0.001)
+    assert plain == value
+    assert high - low > 1.5 * (far - near)
+    assert break_even_interval(one, other, cheap, dear, documents, updates_per_query=1)[0] is None
+    with pytest.raises(UsageError):
+        break_even_interval(one, other, cheap, dear, updates_per_query=-1)
 
 
 @pytest.mark.parametrize("wrong", [-1, nan, inf])

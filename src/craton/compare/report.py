@@ -118,15 +118,7 @@ def _costs(found: Comparison, ways: Sequence[Measurement]) -> str:
             spent = found.verdict.totals[m.label][horizon]
             cells.append(seconds(spent) + (f" ({spent / 3600 * price:,.2f})" if price else ""))
         rows.append([f"{horizon:,} questions", *cells])
-    broken = [
-        f"{one.dear} pays back its set-up against {one.cheap} "
-        + (
-            "at no number of questions"
-            if one.queries is None
-            else f"from {one.queries:,.0f} questions on (95 %: {one.low:,.0f} to {_many(one.high)})"
-        )
-        for one in found.verdict.break_evens
-    ]
+    broken = [one.sentence for one in found.verdict.break_evens]
     note = "An update is all documents read anew (retrieval) or an adapter trained anew; a prompt holds no facts."
     return page.table(head, rows) + (_list(broken) if broken else "") + page.paragraph(note, "soft")
 
@@ -154,8 +146,8 @@ def _pairs(found: Comparison) -> str:
             ]
         )
     note = (
-        "Paired over the same items and resampled by source document; intervals hold all at once, p-values are "
-        "adjusted by Holm for all pairs."
+        "Paired over the same items, by source document; intervals hold all at once, p-values are adjusted by Holm for "
+        "all pairs."
     )
     return page.table(["pair", "difference", "interval", "p", ""], rows) + page.paragraph(note, "soft")
 
@@ -259,7 +251,7 @@ def threats(found: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "Are questions about one document counted as independent?",
-            f"No: intervals and tests resample {task.test.groups:,} source documents, not {len(task.test):,} items.",
+            f"No: intervals and tests count {task.test.groups:,} source documents, not {len(task.test):,} items.",
         ),
         ("Are many comparisons made?", "Yes, and p-values are adjusted by Holm for all pairs of ways."),
         (
@@ -326,7 +318,3 @@ def _list(lines: Sequence[str]) -> str:
 
 def _finite(value: float | None) -> str:
     return "–" if value is None or value == float("inf") else seconds(value)
-
-
-def _many(value: float) -> str:
-    return "no number that this test can name" if value == float("inf") else f"{value:,.0f}"

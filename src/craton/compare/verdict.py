@@ -1,7 +1,7 @@
 """From measured answers to one recommendation: what is better beyond chance, what that costs, and what would flip it.
 
 All pairs of ways are compared on the same items, by source document, and the p-values are adjusted for their number
-(Holm 1979). A way that the best one does not beat is tied with it, and of tied ways the cheapest in all is taken.
+(Holm 1979). Ways that no other way beats are tied, and of tied ways the cheapest in all is taken.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From how many questions on `dear`, with the dearer set-up, is the cheaper in all; None: never."""
+    """From how many questions on `dear`, with the dearer set-up, is the cheaper in all, with updates; None: never."""
 
     dear: str
     cheap: str
@@ -68,13 +68,23 @@ class BreakEven:
     low: float
     high: float
 
+    @property
+    def sentence(self) -> str:
+        """It, for people."""
+        said = f"{self.dear} pays back its set-up against {self.cheap}"
+        if self.queries is None:
+            return f"{said} at no number of questions"
+        high = "no number that this test can name" if self.high == float("inf") else f"{self.high:,.0f}"
+        return f"{said} from {self.queries:,.0f} questions on (95 %: {self.low:,.0f} to {high})"
+
 
 @dataclass(frozen=True)
 class Verdict:
     """The recommendation.
 
     kind: "clear" where it beats every other way, "tie" where it is the cheapest of several that cannot be told apart.
-    best: the highest quality, recommended or not. tied: all that the best one does not beat, itself included.
+    best: the highest quality, recommended or not. tied: all that no other way beats, the best one among them.
+    break_evens: of the recommended way with each other one, better or worse. detectable: see `detectable_effect`.
     beats_majority: whether it is better than always giving the most frequent answer (None: not measured).
     """
 
@@ -125,7 +135,7 @@ def decide(
     comparisons = [
         Comparison(b.name, o.name, d) for (b, o), d in zip(pairs, simultaneous(raw) if raw else [], strict=True)
     ]
-    beaten = {c.other for c in comparisons if c.better == best.name and (c.difference.p_adjusted or 0.0) < 1 - level}
+    beaten = {c.other for c in comparisons if (c.difference.p_adjusted or 0.0) < 1 - level}
     tied = [way for way in ranked if way.name not in beaten]
     recommended = min(tied, key=lambda way: (total(way.cost, queries, updates), -quality[way.name].value))
     kind = "clear" if len(tied) == 1 else "tie"
@@ -134,8 +144,12 @@ def decide(
     if majority is not None:
         gain = paired_difference(majority.quality, recommended.quality, clusters, level=level, seed=seed, score=True)
         beats = gain.value > 0 and gain.p < 1 - level
-    break_evens = [_break_even(recommended, other, level, seed) for other in tied if other is not recommended]
-    n, groups = len(clusters), len(set(clusters))
+    break_evens = [
+        _break_even(recommended, other, clusters, updates / queries, level, seed)
+        for other in ranked
+        if other is not recommended
+    ]
+    detectable = detectable_effect(len(clusters), len(set(clusters)), len(chosen))
     return Verdict(
         recommended=recommended.name,
         kind=kind,
@@ -149,25 +163,37 @@ def decide(
             for way in chosen
         },
         cost_of_pass={way.name: cost_of_pass(way.cost.marginal, quality[way.name].value) for way in chosen},
-        detectable=detectable_effect(n, groups),
+        detectable=detectable,
         beats_majority=beats,
         sentence=_sentence(recommended.name, kind, len(tied), queries),
         margin=_margin(recommended.name, best.name, comparisons, kind),
-        flips=tuple(_flips(recommended, tied, break_evens, comparisons, detectable_effect(n, groups), beats)),
+        flips=tuple(_flips(recommended, tied, break_evens, comparisons, detectable, beats)),
     )
 
 
-def detectable_effect(n: int, groups: int) -> float:
-    """The smallest difference between two ways that n items in so many documents show four times in five, where one is
-    right half the time and they err independently: cautious. To be said before a run; infinite for too few items."""
+def detectable_effect(n: int, groups: int, ways: int = 2) -> float:
+    """The smallest difference between two of so many ways that n items in so many documents show four times in five,
+    where one is right half the time and they err independently: cautious. As all pairs are tested, each is asked for
+    its part of the error (Bonferroni, the first step of Holm). To be said before a run; infinite for too few items."""
     # Items of one document are counted as correlated by a tenth.
-    return minimum_detectable_effect(n, clusters=None if groups == n else groups, intra_cluster=0.1)
+    pairs = max(1, ways * (ways - 1) // 2)
+    clusters = None if groups == n else groups
+    return minimum_detectable_effect(n, clusters=clusters, intra_cluster=0.1, level=1 - 0.05 / pairs)
 
 
-def _break_even(recommended: Measured, other: Measured, level: float, seed: int) -> BreakEven:
+def _break_even(
+    recommended: Measured, other: Measured, clusters: Sequence[str], updates_per_query: float, level: float, seed: int
+) -> BreakEven:
     dear, cheap = (recommended, other) if recommended.setup >= other.setup else (other, recommended)
     queries, low, high = break_even_interval(
-        dear.setup, cheap.setup, list(dear.seconds), list(cheap.seconds), level=level, seed=seed
+        dear.cost,
+        cheap.cost,
+        list(dear.seconds),
+        list(cheap.seconds),
+        clusters,
+        updates_per_query=updates_per_query,
+        level=level,
+        seed=seed,
     )
     return BreakEven(dear.name, cheap.name, queries, low, high)
 
@@ -211,12 +237,12 @@ def _flips(
     detectable: float,
     beats: bool | None,
 ) -> list[str]:
-    flips = []
+    flips, names = [], {way.name for way in tied}
     if beats is False:
         flips.append("nothing here is shown to beat always giving the most frequent answer: think again about the task")
     for one in break_evens:
         other = one.cheap if one.dear == recommended.name else one.dear
-        if one.queries is None or one.queries == 0:
+        if other not in names or one.queries is None or one.queries == 0:
             continue
         span = f"{_count(one.low)} to {_count(one.high)}"
         side = "fewer" if one.dear == recommended.name else "more"
@@ -227,7 +253,7 @@ def _flips(
             if np.isfinite(detectable)
             else "more test items, of more documents: these are too few to show any difference"
         )
-    others = [c for c in comparisons if c.better == recommended.name and c.other not in {w.name for w in tied}]
+    others = [c for c in comparisons if c.better == recommended.name and c.other not in names]
     if len(tied) == 1 and others:
         nearest = min(others, key=lambda c: c.difference.value)
         flips.append(

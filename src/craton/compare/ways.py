@@ -251,8 +251,8 @@ class Workshop:
         if self.index is None:
             shown = ExampleSettings(count=min(prompt.examples.count, TRAINED_EXAMPLES), choose="similar")
             prompt = _unlisted(prompt, self.task).model_copy(update={"examples": shown})
-        base = Recipe(LORA_RETRIEVAL, self.model, prompt, count, setup=self.index_seconds, update=self.index_seconds)
-        return self._trained(base)
+        # It needs the search for the best retrieval first; facts that change need a new index and a new adapter.
+        return self._trained(Recipe(LORA_RETRIEVAL, self.model, prompt, count, setup=found.setup, update=found.update))
 
     def _trained(self, recipe: Recipe) -> Recipe:
         """The recipe with adapters, one for each seed, trained on the prompts that the test will use."""

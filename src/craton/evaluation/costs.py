@@ -55,25 +55,34 @@ def break_even(a: Cost, b: Cost, *, updates_per_query: float = 0.0) -> float | N
 
 
 def break_even_interval(
-    a_setup: float,
-    b_setup: float,
+    a: Cost,
+    b: Cost,
     a_marginals: Sequence[float],
     b_marginals: Sequence[float],
+    clusters: Sequence[str] | None = None,
     *,
+    updates_per_query: float = 0.0,
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float | None, float, float]:
-    """The break-even of two arms and its interval, from what each query cost: (value or None, low, high or infinite).
+    """The `break_even` of two arms and its interval, from what each query cost: (value or None, low, high or infinite).
 
-    marginals[n]: of the same queries, in order. Each set-up is done once and taken as it was. As the break-even falls
-    steadily with what a query saves, its interval is that of the saving (`paired_difference`), turned over: a saving
-    that may be none gives an infinite high, one that is surely none an infinite low too. Percentiles of resampled
-    quotients would not do: they jump where a resampled saving passes through 0.
+    marginals[n]: of the same queries, in order; the costs' own `marginal` is not looked at. clusters: each query's
+    source document. Each set-up and update is taken as it was. As the break-even falls steadily with what a query
+    saves, its interval is that of the saving (`paired_difference`), turned over: a saving that may be none gives an
+    infinite high, one that is surely none an infinite low too. Percentiles of resampled quotients would not do: they
+    jump where a resampled saving passes through 0. Raises UsageError for fewer updates than none.
     """
-    dear, cheap = (a_marginals, b_marginals) if a_setup >= b_setup else (b_marginals, a_marginals)
-    extra = abs(a_setup - b_setup)
-    saved = paired_difference(dear, cheap, level=level, seed=seed, score=False)
-    value, low, high = (_queries(extra, saving) for saving in (saved.value, saved.high, saved.low))
+    if updates_per_query < 0:
+        raise UsageError(f"{updates_per_query} updates per query")
+    first = a.setup >= b.setup
+    (dear, spent), (cheap, saved) = (
+        ((a, a_marginals), (b, b_marginals)) if first else ((b, b_marginals), (a, a_marginals))
+    )
+    updates = updates_per_query * (cheap.update - dear.update)
+    gap = paired_difference(spent, saved, clusters, level=level, seed=seed, score=False)
+    extra = dear.setup - cheap.setup
+    value, low, high = (_queries(extra, saving + updates) for saving in (gap.value, gap.high, gap.low))
     return value, inf if low is None else low, inf if high is None else high
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import exp, inf, isfinite, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any, Final
@@ -284,6 +285,7 @@ def check_level(level: float) -> None:
         raise UsageError(f"a level of {level}: it lies between 0 and 1, as 0.95 does")
 
 
+@lru_cache(maxsize=256)  # all pairs of a comparison ask for the same few
 def student_quantile(p: float, df: float) -> float:
     """The value below which Student's t with df degrees of freedom stays with probability p."""
     if p == 0.5:
