@@ -2,7 +2,8 @@
 
 BANKING77 (a mapping to learn) and XQuAD (facts to look up) want opposite answers. In the planted worlds the right one
 is known: facts that only documents hold, a mapping that only training teaches, a skill that the model has, and noise.
-`ours` is the quality of a way on the sealed test; the peer is the most frequent answer. A world's figure is the share
+`ours` is the quality of a way on the sealed test with its 95 % interval; the peers are the model as it is and the most
+frequent answer. A world's figure is the share
 of its seeds on which the recommendation was right.
 """
 
@@ -20,6 +21,7 @@ from harness import Case, case, machine, parser, report
 from craton.compare.settings import CompareSettings
 from craton.compare.study import Comparison, Watch, compare, task_files
 from craton.compare.ways import tune
+from craton.evaluation.intervals import Estimate
 from craton.evaluation.tasks import load_task
 from craton.retrieval.collection import Collection, CollectionSettings
 from craton.retrieval.fusion import DENSE, LEXICAL
@@ -72,22 +74,32 @@ def main() -> int:
 
 
 def real(folder: Path, name: str, write: Callable[[Path], Path], minutes: float) -> dict[str, Case]:
-    """A row for each way on a real task, its interval as the setting of the peer's column."""
+    """A row for each way on a real task, beside the model as it is and the most frequent answer."""
     found = run(write(folder), seeds=2, minutes=minutes, trials=5)
     verdict, metric = found.verdict, found.task.metric
-    majority = verdict.quality["majority"].value
     cases = {}
     for m in found.measurements:
         if m.label == "majority":
             continue
-        one = verdict.quality[m.label]
-        chosen = " (recommended)" if m.label == verdict.recommended else ""
-        label = f"{name}/{m.label}{chosen}, 95 %: {one.low:.3f} to {one.high:.3f}"
-        cases[label] = case(one.value, {"most frequent answer": majority} if majority else {}, metric)
-        exact = m.figures.get("exact_match")
-        if exact is not None:
-            cases[f"{name}/{m.label}, 95 %: {exact.low:.3f} to {exact.high:.3f}"] = case(exact.value, {}, "exact match")
+        chosen = ", recommended" if m.label == verdict.recommended else ", tied" if m.label in verdict.tied else ""
+        figures = (
+            {name: verdict.quality, f"{name}/exact match": exact(found)} if metric == "f1" else {name: verdict.quality}
+        )
+        for title, quality in figures.items():
+            one = quality[m.label]
+            peers = {"zero-shot": quality["zero-shot"].value, "most frequent answer": quality["majority"].value}
+            cases[f"{title}/{m.label}"] = case(
+                one.value,
+                {peer: value for peer, value in peers.items() if value and peer != m.label},
+                metric if title == name else "exact match",
+                settings={"Craton": f"({one.low:.3f} to {one.high:.3f}{chosen})"},
+            )
     return cases
+
+
+def exact(found: Comparison) -> dict[str, Estimate]:
+    """The share of exact matches of each way."""
+    return {m.label: m.figures["exact_match"] for m in found.measurements}
 
 
 def recall(folder: Path, k: int = 5) -> dict[str, Case]:

@@ -39,6 +39,10 @@ SUMMARY = (
     ("the same without labels", "pictures", "fashion/self-distilled, knn", "raw pixels, knn"),
     ("cutting out by one click", "segmentation", "stamps/click", "GrabCut"),
     ("cutting out by a box", "segmentation", "stamps/box", "GrabCut"),
+    ("77 intents, 2,000 examples: LoRA", "adaptation", "banking77/lora", "zero-shot"),
+    ("77 intents: nearest examples shown", "adaptation", "banking77/retrieval", "zero-shot"),
+    ("questions about documents: retrieval", "adaptation", "xquad/retrieval", "zero-shot"),
+    ("the same with LoRA", "adaptation", "xquad/lora+retrieval", "zero-shot"),
     ("4 bits, tuned", "compression", "4-bit/tuned", "RTN"),
     ("vector search among 100,000", "retrieval", "query/dense/chunks=100000", "NumPy"),
 )
@@ -162,7 +166,8 @@ def render_table(document: Document) -> str:
 def _our_cell(one: Case) -> str:
     # Beside peers a row says enough; where there are none, the limit is what it is compared with.
     alone = "of_limit" in one and not one["peers"]
-    return number(one["ours"]) + (f" ({one['of_limit']:.0%} of {number(one['limit'])})" if alone else "")
+    limit = f"({one['of_limit']:.0%} of {number(one['limit'])})" if alone else ""
+    return " ".join(filter(None, (number(one["ours"]), one.get("settings", {}).get("Craton"), limit)))
 
 
 def _peer_cell(one: Case, peer: str) -> str:

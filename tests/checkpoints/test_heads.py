@@ -234,8 +234,7 @@ def test_a_mean_over_bert_has_no_published_layout(tmp_path: Path) -> None:
     [
         ({"id2label": {"0": "a", "2": "b"}}, "none for class '1'"),
         ({"id2label": {"0": "a", "1": "a"}}, "two labels have one name"),
-        ({"id2label": {"0": "a"}}, "at least 2 items"),
-        ({"num_labels": 1}, "at least 2 items"),
+        ({"num_labels": 0}, "at least 1 item"),
         ({"problem_type": "regression"}, "problem_type = 'regression' is not supported"),
         ({"classifier_dropout": 1.5}, "dropout"),
     ],

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import craton.cli
+from craton.evaluation.tasks import Sealed
+from craton.inference.model import Model
 
 WORDS = "the code of a is red blue green zim zam what text class answer question document number word small large "
 
@@ -119,6 +121,65 @@ def test_a_search_reports_on_the_test_and_keeps_what_it_found(craton_, model, ta
     assert found["before"]["n"] == found["after"]["n"] > 10
     assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]
     assert json.loads(craton_("prompt", "show", "best", "--json"))["digest"] == found["digest"]
+
+
+def test_a_best_prompt_that_cannot_be_written_is_refused_before_the_search(craton_, model, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(Model, "generate", lambda *_, **__: pytest.fail("a model was asked"))
+    said = craton_("prompt", "optimize", task, "-m", model, "--out", tmp_path / "nowhere" / "p.toml", status=2)
+    assert "there is no folder" in said
+    assert "make it first" in said
+
+
+def test_a_best_prompt_is_written_as_a_file(craton_, model, task, tmp_path):
+    out = tmp_path / "p.toml"
+    words = ["-m", model, "--encoder", model, "--trials", 2, "--proposals", 0, "--threads", 1, "--token-budget", 1]
+    found = json.loads(craton_("prompt", "optimize", task, *words, "--out", out, "--json"))
+    assert json.loads(craton_("prompt", "show", out, "--json"))["digest"] == found["digest"]
+    assert [trial["items"] for trial in found["trials"]] == [1]
+    assert found["stopped"] == "tokens"
+
+
+def test_no_model_reads_a_test_row_in_the_search(craton_, model, tmp_path, monkeypatch):
+    for name, count, mark in (("train", 40, ""), ("test", 12, "SEALED ")):
+        rows = [
+            {"text": f"{mark}the word number {i} is {'red' if i % 2 else 'blue'}", "label": ["zam", "zim"][i % 2]}
+            for i in range(count)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.toml").write_text('[data]\ntrain = "train.jsonl"\ntest = "test.jsonl"\n')
+    read: dict[str, list[str]] = {"searching": [], "testing": []}
+    phase = ["searching"]
+    submit, score, embed, unseal = Model._submit, Model.score, Model.embed, Sealed.open
+
+    def spy_submit(self, prompt, settings):
+        read[phase[0]].append(self.tokenizer.decode(prompt))
+        return submit(self, prompt, settings)
+
+    def spy_score(self, pairs):
+        read[phase[0]] += [self.tokenizer.decode([*context, *more]) for context, more in pairs]
+        return score(self, pairs)
+
+    def spy_embed(self, texts):
+        read[phase[0]] += texts
+        return embed(self, texts)
+
+    def spy_open(self):
+        phase[0] = "testing"
+        return unseal(self)
+
+    monkeypatch.setattr(Model, "_submit", spy_submit)
+    monkeypatch.setattr(Model, "score", spy_score)
+    monkeypatch.setattr(Model, "embed", spy_embed)
+    monkeypatch.setattr(Sealed, "open", spy_open)
+    words = ["-m", model, "--encoder", model, "--trials", 8, "--proposals", 2, "--threads", 1, "--json"]
+    found = json.loads(craton_("prompt", "optimize", tmp_path / "task.toml", *words))
+    tried = [trial["prompt"] for trial in found["trials"]]
+    assert {"generate", "likelihood", "calibrated"} == {prompt["answer"]["scoring"] for prompt in tried}
+    assert {"similar", "diverse"} & {prompt["examples"]["choose"] for prompt in tried}
+    assert len(read["searching"]) > 100
+    assert any("Write one sentence" in text for text in read["searching"])
+    assert not [text for text in read["searching"] if "SEALED" in text]
+    assert sum("SEALED" in text for text in read["testing"]) >= 24  # the eye that looks for it sees it
 
 
 def test_models_are_measured_with_intervals_and_in_pairs(craton_, model, task, tmp_path):

@@ -267,6 +267,12 @@ def test_what_cannot_be_resumed(craton):
     assert (status, "'tokenizer' cannot be resumed" in err) == (2, True)
 
 
+def test_what_has_nothing_to_publish(craton):
+    finished()
+    status, _, err = craton("runs", "apply", "first")
+    assert (status, "nothing to publish" in err, "craton runs resume" in err) == (2, True, True)
+
+
 def test_a_living_run_is_neither_resumed_nor_removed(craton):
     run = Run.create("pretrain", config={}, provenance={})
     code = "import sys\nfrom craton.store.runs import Run\nwith Run.open('last').lock():\n print(flush=True)\n input()"

@@ -186,6 +186,8 @@ def test_the_scores_are_those_of_the_harness_s_own_backend(ours, theirs, tasks, 
             compared += 1
     assert compared >= 3
     assert found["craton_choices"]["acc"]["stderr"] == pytest.approx(wanted["craton_choices"]["acc_stderr,none"])
+    assert found["craton_choices"]["acc"]["n"] == 24
+    assert found["craton_written"]["exact_match"]["n"] == 8
 
 
 def test_every_request_is_answered_alike(ours, theirs, tasks):
@@ -250,6 +252,7 @@ def test_limits_and_refusals(ours, tasks, monkeypatch):
     found = run_harness(ours, ["craton_choices"], limit=4, include_path=tasks)
     assert set(found["craton_choices"]) == {"acc", "acc_norm"}
     assert found["craton_choices"]["acc"]["value"] in (0, 0.25, 0.5, 0.75, 1)
+    assert found["craton_choices"]["acc"]["n"] == 4
     with pytest.raises(UnknownName, match="craton_choices"):
         run_harness(ours, ["craton_choice"], include_path=tasks)
     monkeypatch.setitem(sys.modules, "lm_eval", None)

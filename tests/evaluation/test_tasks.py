@@ -18,6 +18,19 @@ def lines(path, rows):
     return path
 
 
+def squad(path, text="The answer is {}."):
+    paragraphs = [
+        {
+            "context": text.format(i),
+            "qas": [{"id": str(i), "question": f"What is it, the {i}th?", "answers": [{"text": str(i)}]}],
+        }
+        for i in range(9)
+    ]
+    articles = [{"title": f"T{i // 3}", "paragraphs": paragraphs[i : i + 3]} for i in range(0, 9, 3)]
+    path.write_text(json.dumps({"data": articles}))
+    return path
+
+
 def test_a_data_file_is_a_task(tmp_path):
     rows = [{"text": f"this is text number {i} of the file", "label": "ab"[i % 2]} for i in range(60)]
     task = load_task(lines(tmp_path / "data.jsonl", rows))
@@ -39,16 +52,7 @@ def test_a_task_file_names_files_beside_it(tmp_path):
 
 
 def test_squad_files_bring_their_documents(tmp_path):
-    paragraphs = [
-        {
-            "context": f"The answer is {i}.",
-            "qas": [{"id": str(i), "question": f"What is it, the {i}th?", "answers": [{"text": str(i)}]}],
-        }
-        for i in range(9)
-    ]
-    data = {"data": [{"title": f"T{i // 3}", "paragraphs": paragraphs[i : i + 3]} for i in range(0, 9, 3)]}
-    (tmp_path / "s.json").write_text(json.dumps(data))
-    items = read_items(tmp_path / "s.json")
+    items = read_items(squad(tmp_path / "s.json"))
     assert [item.group for item in items[::3]] == ["T0", "T1", "T2"]
     task = load_task(tmp_path / "s.json")
     assert len(task.passages) == 9
@@ -88,6 +92,41 @@ def test_a_sealed_test_opens_once():
     assert sealed.open()[0].id == "1"
     with pytest.raises(UsageError, match="second look"):
         sealed.open()
+
+
+def asked(folder, head="", **more):
+    folder.mkdir(exist_ok=True)
+    rows = [{"q": f"what is {i} plus {i}", "a": str(2 * i), "gold": f"{i}.txt", **more} for i in range(20)]
+    lines(folder / "items.jsonl", rows)
+    (folder / "t.toml").write_text(f'{head}\n[data]\nitems = "items.jsonl"\ninput = "q"\nanswer = "a"\n')
+    return folder / "t.toml"
+
+
+def test_the_digest_is_of_all_that_is_measured_and_learnt_from(tmp_path):
+    plain = load_task(asked(tmp_path / "a")).digest
+    assert load_task(asked(tmp_path / "a")).digest == plain
+    others = [
+        {"head": 'instruction = "Add."'},
+        {"head": 'docs = ["handbook"]'},
+        {"head": 'docs = ["other"]'},
+        {"head": 'kind = "choice"\nchoices = ["0", "1"]'},
+        {"head": 'kind = "choice"\nchoices = ["1", "0"]'},
+        {"gold": "another.txt"},
+        {"hint": "a prompt may show it"},
+    ]
+    digests = [plain, *(load_task(asked(tmp_path / "a", **other)).digest for other in others)]
+    digests += [load_task(squad(tmp_path / "s.json", text)).digest for text in ("The answer is {}.", "It is {}!")]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_does_not_depend_on_where_the_task_lies(tmp_path, monkeypatch):
+    here = load_task(asked(tmp_path / "a", 'docs = ["handbook", "package:json"]'))
+    assert here.sources == (str(tmp_path / "a" / "handbook"), "package:json")
+    assert load_task(asked(tmp_path / "b", 'docs = ["handbook", "package:json"]')).digest == here.digest
+    monkeypatch.chdir(tmp_path)
+    assert load_task("a/t.toml").digest == here.digest
+    monkeypatch.chdir(tmp_path / "a")
+    assert load_task("t.toml").digest == here.digest
 
 
 @pytest.mark.parametrize(

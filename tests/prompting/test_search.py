@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,10 @@ class Coin:
         self.asked.append(item.id)
         return Answer("yes" if self.rng.random() < self.p else "no", None, 9, 1, 0.001)
 
+    @property
+    def spent(self):
+        return 10 * len(self.asked)
+
 
 def test_the_best_is_found_and_no_item_is_asked_twice():
     coins = {}
@@ -35,6 +41,8 @@ def test_the_best_is_found_and_no_item_is_asked_twice():
     assert all(len(set(coin.asked)) == len(coin.asked) for coin in coins.values())
     assert len(coins[0.9].asked) == len(coins[0.2].asked) == 64  # the winner and the default saw everything
     assert len(coins[0.1].asked) < 64
+    assert found.tokens == sum(coin.spent for coin in coins.values())
+    assert found.stopped == "done"
 
 
 def test_the_default_wins_ties():
@@ -42,12 +50,56 @@ def test_the_default_wins_ties():
     assert found.best.candidate == "plain"
 
 
-@pytest.mark.parametrize("budget", [40, 200, 2000])
-def test_a_token_budget_is_kept(budget):
+@pytest.mark.parametrize("budget", range(10, 1500, 70))
+def test_a_token_budget_is_kept_and_the_default_is_answered_before_all_others(budget):
     found = successive_halving([0.1, 0.9, 0.5], Coin, ITEMS, "accuracy", budget=Budget(tokens=budget))
     assert found.tokens <= budget + 10
     assert found.stopped == "tokens" or found.tokens < budget
-    assert len(found.best.rows) == max(len(t.rows) for t in found.trials)
+    [default] = [trial for trial in found.trials if trial.candidate == 0.1]
+    assert len(default.rows) == 64 or found.trials == [default]
+    assert all(trial.rows for trial in found.trials)
+
+
+def test_what_was_spent_before_the_search_counts():
+    budget = Budget(tokens=700)
+    budget.spend(50)
+    found = successive_halving([0.1, 0.9], Coin, ITEMS, "accuracy", budget=budget)
+    assert (found.tokens, found.stopped) == (700, "tokens")
+    assert len(found.trials[-1].rows) == 1
+
+
+def test_the_clock_begins_with_the_budget():
+    budget = Budget(seconds=0.01)
+    time.sleep(0.02)
+    found = successive_halving([0.1, 0.9], Coin, ITEMS, "accuracy", budget=budget)
+    assert found.stopped == "seconds"
+    assert found.tokens == 10
+    assert found.seconds >= 0.02
+
+
+class Script:
+    """Answers the items of its list rightly, in the order that it is asked in."""
+
+    def __init__(self, right):
+        self.right, self.spent = right, 0
+
+    def __call__(self, item):
+        self.spent += 10
+        return Answer("yes" if self.right[self.spent // 10 - 1] else "no", None, 9, 1, 0.001)
+
+
+def test_a_search_that_was_ended_compares_on_the_same_items():
+    # On the first look of 32 items the other one is better, on all of them the default.
+    default, other = [False] * 24 + [True] * 40, [True, False] * 32
+    for budget, best in ((640 + 320, "other"), (640 + 640, "default"), (640 + 50, "default")):
+        found = successive_halving(
+            ["default", "other"],
+            lambda name: Script(default if name == "default" else other),
+            ITEMS,
+            "accuracy",
+            budget=Budget(tokens=budget),
+        )
+        assert found.best.candidate == best
 
 
 def test_without_items_there_is_nothing_to_choose_by():

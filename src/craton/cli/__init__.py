@@ -54,7 +54,7 @@ for verb, group, line in (
     ("merge", TRAINING, "Merge an adapter into its base model, or several models into one."),
     ("compare", ADAPTING, "Prompt, retrieve or fine-tune? Measure the ways on your own task."),
     ("prompt", ADAPTING, "Run prompt files, search for better ones, keep them in the store."),
-    ("index", ADAPTING, "Index documents for questions: add, update, show and remove."),
+    ("index", ADAPTING, "Index documents for questions: add, update, tune, show and remove."),
     ("ask", ADAPTING, "Answer a question from indexed documents, each sentence with its quote."),
     ("eval", ADAPTING, "Measure models on tasks, with intervals and paired tests."),
     ("shrink", SHRINKING, "How small can it be for a task? A ladder of smaller models, measured."),

@@ -26,6 +26,9 @@ def ask(
     mmr: Annotated[
         float | None, Parameter(help="weight of relevance against variety in choosing passages, 0 to 1 (none: 1)")
     ] = None,
+    rerank: Annotated[
+        str | None, Parameter(help="a cross-encoder (an encoder with one output) that puts the best 50 in order anew")
+    ] = None,
     max_tokens: Annotated[int, Parameter(help="longest answer")] = 96,
     prompt: Annotated[bool, Parameter(negative="", help="also print the exact text that the model was sent")] = False,
     dtype: DType = "auto",
@@ -37,11 +40,22 @@ def ask(
     from craton.retrieval.ask import ask as answer
     from craton.retrieval.filters import parse_filters
     from craton.retrieval.index import open_index
+    from craton.retrieval.rerank import CrossEncoder
 
     with open_index(index, threads) as opened:
-        loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
         chosen = parse_filters(where) if where else None
-        found = answer(opened, loaded, question, k=passages, where=chosen, mmr=mmr, max_tokens=max_tokens)
+        reranker = CrossEncoder(rerank) if rerank is not None else None
+        loaded = load_model(model, dtype=dtype, threads=threads, quiet=json)
+        found = answer(
+            opened,
+            loaded,
+            question,
+            k=passages,
+            where=chosen,
+            mmr=mmr,
+            rerank=reranker,
+            max_tokens=max_tokens,
+        )
     if json:
         print_json(found.as_dict())
         return

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from craton.compare.study import Comparison, Watch
+    from craton.store.models import StoredModel
     from craton.store.runs import Run
-
-REPORT_NAME = "report.html"
 
 Apply = Annotated[bool, Parameter(negative="", help="publish the recommended way as a named model to chat with")]
 ReportPath = Annotated[Path | None, Parameter(name="--report", help="also write the HTML report here")]
@@ -40,6 +39,7 @@ def compare(
     and fine-tuned with retrieved texts; on one split, one model and equal budgets; and recommend one.
 
     Stopped at any time, a comparison goes on with: craton runs resume ID
+    What a finished one recommends is published by --apply, or later with: craton runs apply ID
     """
     from craton.compare.study import compare as run_comparison
     from craton.config.resolve import FLAGS, read_toml, resolve
@@ -47,21 +47,18 @@ def compare(
     layers = [(str(recipe), read_toml(recipe))] if recipe is not None else []
     layers.append((FLAGS, given(settings)))
     chosen, provenance = resolve(CompareSettings, layers)
-    _followed(lambda watch: run_comparison(task, chosen, provenance, watch), apply, report, json)
+    _followed(lambda watch: run_comparison(task, chosen, provenance, watch, publish=apply, report=report), json)
 
 
 def resume_run(run: Run) -> None:
-    """Go on with a comparison."""
+    """Go on with a comparison, its --apply and --report included."""
     from craton.compare.study import resume
 
-    _followed(lambda watch: resume(run, watch), False, None, False)
+    _followed(lambda watch: resume(run, watch), False)
 
 
-def _followed(start: Callable[[Watch], Comparison], apply: bool, report: Path | None, json: bool) -> None:
-    from craton.checkpoints.disk import replace_file
-    from craton.compare.application import apply as publish
-    from craton.compare.report import report as html
-    from craton.compare.study import Watch
+def _followed(start: Callable[[Watch], Comparison], json: bool) -> None:
+    from craton.compare.study import REPORT_NAME, Watch, wished_report
 
     begun: list[Run] = []
     with status(quiet=json) as say:
@@ -78,21 +75,25 @@ def _followed(start: Callable[[Watch], Comparison], apply: bool, report: Path | 
             found = start(watch)
         except KeyboardInterrupt:
             if begun:
-                stderr.print(f"stopped; every answer so far is kept. Go on with: craton runs resume {begun[0].id}")
+                said = "what is ready and every answer to the test are kept"
+                stderr.print(f"stopped; {said}. Go on with: craton runs resume {begun[0].id}")
             raise
-    page = html(found).encode()
     path = found.run.folder / REPORT_NAME
-    replace_file(path, page)
-    if report is not None:
-        replace_file(report, page)
-    made = publish(found) if apply else None
     if json:
-        print_json(found.as_dict() | {"report": str(path), "applied": made.id if made else None})
+        applied = found.model.id if found.model is not None else None
+        print_json(found.as_dict() | {"report": str(path), "applied": applied})
         return
     show(found)
-    stdout.print(f"\nreport: {escape(str(report or path))}", soft_wrap=True)
-    if made is not None:
-        stdout.print(f"published: [bold]{escape(made.id)}[/]  try: craton chat {escape(made.name)}", soft_wrap=True)
+    stdout.print(f"\nreport: {escape(str(wished_report(found.run) or path))}", soft_wrap=True)
+    if found.model is not None:
+        told_published(found.model)
+    else:
+        stdout.print(f"[dim]publish it with: craton runs apply {found.run.id}[/]", soft_wrap=True)
+
+
+def told_published(model: StoredModel) -> None:
+    """Say what was published, and how to try it."""
+    stdout.print(f"published: [bold]{escape(model.id)}[/]  try: craton chat {escape(model.id)}", soft_wrap=True)
 
 
 def show(found: Comparison) -> None:
@@ -128,3 +129,7 @@ def show(found: Comparison) -> None:
         stdout.print("[dim]What would flip it:[/]")
         for flip in verdict.flips:
             stdout.print(f"  [dim]· {escape(flip)}[/]", soft_wrap=True)
+    if verdict.break_evens:
+        stdout.print("[dim]What a dearer set-up is worth:[/]")
+        for one in verdict.break_evens:
+            stdout.print(f"  [dim]· {escape(one.sentence)}[/]", soft_wrap=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -17,11 +18,16 @@ from craton.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from craton.evaluation.intervals import Estimate
+    from craton.evaluation.items import Item
     from craton.evaluation.long_context import LongContext
     from craton.evaluation.report import Evaluation
+    from craton.evaluation.runner import Row
     from craton.evaluation.tasks import Task
+    from craton.prompting.answering import PromptedModel
 
 HARNESS_PREFIX = "harness:"
+DRAW_SEED = 0
 
 
 def evaluate(
@@ -30,7 +36,10 @@ def evaluate(
     *tasks: Annotated[str, Parameter(help="task or data files; .txt: how well it is foretold; harness:NAME; stdlib")],
     baseline: Annotated[str | None, Parameter(help="another model, to compare with on the same items")] = None,
     prompt: Annotated[str | None, Parameter(help="a prompt file or a stored prompt (none: by the task)")] = None,
-    limit: Annotated[int | None, Parameter(help="answer at most so many items of each task")] = None,
+    limit: Annotated[
+        int | None,
+        Parameter(help="answer so many items, drawn with a fixed seed; of texts and harness tasks the first"),
+    ] = None,
     report: Annotated[Path | None, Parameter(help="write an HTML report here")] = None,
     include: Annotated[Path | None, Parameter(help="a folder with more tasks of lm-evaluation-harness")] = None,
     long_context: Annotated[
@@ -47,29 +56,48 @@ def evaluate(
     kv: KV = "auto",
     json: Json = False,
 ) -> None:
-    """Measure a model: quality with 95 % intervals over source documents, slices, calibration, latency; and, with a
-    baseline, a paired test."""
+    """Measure a model: quality with 95 % intervals over source documents, slices, calibration, latency, of an
+    application what it retrieved and whether that proves its answers; and, with a baseline, a paired test."""
     from craton.checkpoints.disk import replace_file
     from craton.evaluation.report import report as html
 
+    if limit is not None and limit < 1:
+        raise UsageError(
+            f"a limit of {limit}: at least one item has to be answered",
+            where="--limit",
+            remedy="give a number above 0, or leave it out to answer all items",
+        )
     if long_context:
         _long_context(model, tasks, lengths, limit, stream_window, sinks, dtype, threads, kv, json)
         return
     if not tasks:
         raise UsageError("no task to measure", remedy="name task files: craton eval MODEL TASK...")
+    if report is not None:
+        _check_writable(report)
     found: list[Evaluation] = []
     with status(quiet=json) as say:
         for task in tasks:
             found += _measured(model, task, baseline, prompt, limit, include, dtype, threads, kv, say)
-    if report is not None:
-        replace_file(report, html(found).encode())
     if json:
         print_json({"evaluations": [one.as_dict() for one in found], "report": str(report) if report else None})
-        return
-    for one in found:
-        _show(one)
-    if report is not None:
-        stderr.print(f"report: {escape(str(report))}")
+    else:
+        for one in found:
+            _show(one)
+    if report is not None:  # last, so that a disk that is full by now takes no figure away
+        replace_file(report, html(found).encode())
+        if not json:
+            stderr.print(f"report: {escape(str(report))}")
+
+
+def _check_writable(report: Path) -> None:
+    """Refuse a report that cannot be written before anything is measured for it."""
+    folder, remedy = report.absolute().parent, "choose another place"
+    if not folder.is_dir():
+        raise UsageError("there is no such folder for the report", where=str(folder), remedy=f"make it, or {remedy}")
+    if report.is_dir():
+        raise UsageError("the report is a folder", where=str(report), remedy="name a file")
+    if not os.access(folder, os.W_OK):
+        raise UsageError("the report's folder cannot be written to", where=str(folder), remedy=remedy)
 
 
 def _measured(
@@ -88,15 +116,21 @@ def _measured(
     from craton.evaluation.paired import paired_difference
     from craton.evaluation.perplexity import text_figures
     from craton.evaluation.report import Evaluation
+    from craton.evaluation.tasks import sample
 
     if name.startswith(HARNESS_PREFIX):
         return _harness(model, name.removeprefix(HARNESS_PREFIX), limit, include, dtype, threads, kv)
     if name.endswith(".txt"):
         loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
         figures = text_figures(loaded, Path(name), limit=limit, on_progress=say)
-        return [Evaluation(Path(name).name, model, figures, "bits_per_byte")]
+        note = "the intervals resample windows of this one text, and do not tell how other texts differ"
+        return [Evaluation(Path(name).name, model, figures, "bits_per_byte", notes=(note,))]
     task = find_task(name)
-    items = task.test.open()[:limit]
+    items = task.test.open()
+    if limit is not None and limit < len(items):
+        drawn = f"{limit:,} of {len(items):,} test items, drawn with seed {DRAW_SEED}"
+        task = replace(task, decisions=(*task.decisions, drawn))
+        items = tuple(sample(items, limit, DRAW_SEED))
     one = _answered(model, task, items, prompt, dtype, threads, kv, say)
     if baseline is None:
         return [one]
@@ -109,7 +143,7 @@ def _measured(
 def _answered(
     model: str,
     task: Task,
-    items: Any,
+    items: Sequence[Item],
     prompt: str | None,
     dtype: str,
     threads: int | None,
@@ -137,12 +171,33 @@ def _answered(
     rows = run(
         items, answerer, task.metric, on_progress=lambda done, total: say(f"{model} on {task.name}: {done} of {total}")
     )
-    figures = summary(rows, task.metric)
+    figures = summary(rows, task.metric, kind=task.kind)
+    if task.kind == "answer":  # a class is no sentence that a passage could prove
+        say(f"{model} on {task.name}: looking for what proves the answers")
+        proven = _faithfulness(answerer, items, rows)
+        if proven is not None:
+            figures["faithfulness"] = proven
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     notes = (*task.decisions, f"peak memory of the whole program: {size(peak)}")
     return Evaluation(
         task.name, model, figures, task.metric, slices(rows, items, task.slices), tuple(rows), notes=notes
     )
+
+
+def _faithfulness(prompted: PromptedModel, items: Sequence[Item], rows: Sequence[Row]) -> Estimate | None:
+    """What share of the answers' sentences the passages prove; None for a model that was shown none."""
+    from craton.evaluation.faithfulness import faithfulness
+    from craton.retrieval.quotes import Source, cite
+
+    by_id = {item.id: item for item in items}
+
+    def proven(row: Row) -> list[bool]:
+        # The passages are found once more, as a row keeps only their names; this is no part of an answer's time.
+        _, passages = prompted.read(by_id[row.id])
+        sources = [Source(passage.name, 0, len(passage.text), passage.text) for passage in passages]
+        return [sentence.quote is not None for sentence in cite(row.answer, row.input, sources)]
+
+    return faithfulness(rows, proven)
 
 
 def _harness(
@@ -154,15 +209,18 @@ def _harness(
 
     loaded = load_model(model, dtype=dtype, threads=threads, kv=kv, quiet=True)
     results = run_harness(loaded, [task], limit=limit, include_path=include)
+    notes: tuple[str, ...] = ("by lm-evaluation-harness",)
+    if limit is not None:
+        notes += (f"at most the first {limit:,} items of a task, as the harness takes them",)
     found = []
     for name, metrics in results.items():
         figures = {}
         for metric, one in metrics.items():
-            value, error = one["value"], one["stderr"]
-            if value is not None:
-                width = 1.96 * error if error is not None else float("inf")
-                figures[metric] = Estimate(value, value - width, value + width, limit or 0, limit or 0, "harness")
-        found.append(Evaluation(name, model, figures, next(iter(figures)), notes=("by lm-evaluation-harness",)))
+            value, error, n = one["value"], one["stderr"], one["n"]
+            width = 1.96 * error if error is not None else float("inf")
+            figures[metric] = Estimate(value, value - width, value + width, n, n, "harness")
+        if figures:  # a group of tasks may have none of its own
+            found.append(Evaluation(name, model, figures, next(iter(figures)), notes=notes))
     return found
 
 
@@ -244,3 +302,5 @@ def _show(one: Evaluation) -> None:
             f"[bold]{says}[/]: {d.value:+.1%} against {escape(str(one.baseline))} "
             f"(95 %: {d.low:+.1%} to {d.high:+.1%}, p = {d.p:.2g}, paired)"
         )
+    for note in one.notes:
+        stdout.print(f"  [dim]{escape(note)}[/]", soft_wrap=True)

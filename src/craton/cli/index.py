@@ -28,7 +28,7 @@ Where = Annotated[
 ]
 Docs = Annotated[str, Parameter(help="files, folders, patterns, or package:NAME for a Python package's docstrings")]
 
-index = App(name="index", help="Index documents for questions: add, update, show and remove.")
+index = App(name="index", help="Index documents for questions: add, update, tune, show and remove.")
 
 
 @index.command
@@ -67,6 +67,45 @@ def update(*, index: IndexName = DEFAULT_INDEX, threads: Threads = None, json: J
 
     with open_index(index, threads) as opened:
         _synced(opened, opened.collection.origins, prune=True, json=json)
+
+
+@index.command
+def tune(
+    name: Annotated[str, Parameter(help="the index's name")],
+    questions: Annotated[
+        str, Parameter(help="JSON lines or CSV with a question and, as gold, the document that answers it; a task file")
+    ],
+    /,
+    *,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Choose how words and vectors are fused in an index's search, by questions whose documents are known. What does
+    best on some of them is kept, and its recall shown on the others, which are of other documents."""
+    from craton.retrieval.index import open_index
+    from craton.retrieval.tuning import RECALL_AT, read_questions
+    from craton.retrieval.tuning import tune as choose
+
+    asked = read_questions(questions)
+    with open_index(name, threads) as opened, status(quiet=json) as say:
+        found = choose(opened, asked, say)
+    if json:
+        print_json({"index": opened.name, **found.as_dict()})
+        return
+    stdout.print(
+        f"[bold]{escape(opened.name)}[/]: {escape(str(found.chosen.fusion))}, before {escape(str(found.replaced))}"
+    )
+    stdout.print(
+        f"  [dim]chosen by {found.chosen.questions} questions: {escape(found.chosen.reason)}[/]", soft_wrap=True
+    )
+    gain = found.gain
+    stdout.print(
+        f"recall@{RECALL_AT} on {gain.n} other questions: {found.before.value:.1%} before, {found.after.value:.1%} "
+        f"after ({gain.value:+.1%}, 95 %: {gain.low:+.1%} to {gain.high:+.1%})",
+        soft_wrap=True,
+    )
+    if found.left_out:
+        stderr.print(f"  [yellow]left out:[/] {found.left_out} questions about what is not in the index")
 
 
 @index.command

@@ -84,6 +84,7 @@ def optimize(
 ) -> None:
     """Search instructions, examples and scoring on the development items of a task, and report on its test items,
     which the search never sees."""
+    from craton.checkpoints.disk import replace_file
     from craton.compare.study import find_task
     from craton.config.resolve import FLAGS, resolve
     from craton.evaluation.paired import paired_difference
@@ -101,6 +102,8 @@ def optimize(
         check_model_name(name)
     if out is not None and (out.exists() or out.suffix != ".toml"):
         raise UsageError(f"{out} exists already or is no .toml file", remedy="choose another name")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent}", where="--out", remedy="make it first, or name another one")
     chosen, _ = resolve(OptimizeSettings, [(FLAGS, given(settings))])
     loaded_task = find_task(task)
     base = load_prompt(prompt) if prompt else default_prompt(loaded_task.kind, loaded_task.instruction)
@@ -125,7 +128,7 @@ def optimize(
     best = search.best.candidate
     made = save_prompt(best, name, file=Path(task).name) if name is not None else None
     if out is not None:
-        out.write_text(prompt_toml(best), encoding="utf-8")
+        replace_file(out, prompt_toml(best).encode())
     if json:
         print_json(
             {

@@ -1,4 +1,4 @@
-"""`craton runs`: what was trained, how it went, how two runs differ, and how a run goes on."""
+"""`craton runs`: what was trained, how it went, how two runs differ, how a run goes on, and what comes of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RESUMERS: Final = {
     "shrink": "craton.cli.shrink",
 }
 
-runs = App(name="runs", help="List runs; show, compare, resume or remove them.")
+runs = App(name="runs", help="List runs; show, compare, resume, apply or remove them.")
 
 
 @runs.default
@@ -117,6 +117,25 @@ def resume(run: RunId, /) -> None:
     if opened.kind not in RESUMERS:
         raise UsageError(f"a run of kind {opened.kind!r} cannot be resumed", where=str(opened.folder))
     import_module(RESUMERS[opened.kind]).resume_run(opened)
+
+
+@runs.command
+def apply(
+    run: RunId,
+    /,
+    *,
+    name: Annotated[str | None, Parameter(help="the result's name in the store (none: the comparison's)")] = None,
+    json: Json = False,
+) -> None:
+    """Publish what a finished comparison recommends, as craton compare --apply does."""
+    from craton.cli.compare import told_published
+    from craton.compare.application import apply as publish
+
+    made = publish(Run.open(run), name)
+    if json:
+        print_json({"applied": made.id})
+        return
+    told_published(made)
 
 
 @runs.command

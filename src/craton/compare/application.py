@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import NonNegativeInt
 
 from craton.checkpoints.disk import replace_file
 from craton.checkpoints.sources import SourceKind
-from craton.compare.study import INDEX_NAME, Comparison
 from craton.compare.verdict import seconds
 from craton.compare.ways import Recipe
 from craton.config import Settings, parse
@@ -32,14 +31,20 @@ from craton.prompting.prompt import Prompt, prompt_toml
 from craton.retrieval.collection import Collection
 from craton.retrieval.index import Encoder, Index
 from craton.store import find
-from craton.store.artifacts import publish_model
+from craton.store.artifacts import RUN_PREFIX, publish_model
 from craton.store.manifest import Parent
-from craton.store.models import StoredModel
-from craton.store.run_files import append_row, read_rows
+from craton.store.models import StoredModel, list_models
+from craton.store.run_files import read_rows
+from craton.store.runs import Run
+
+if TYPE_CHECKING:
+    from craton.compare.study import Comparison
 
 APPLICATION_NAME: Final = "application.json"
 PROMPT_NAME: Final = "prompt.toml"
 EXAMPLES_NAME: Final = "examples.jsonl"
+INDEX_NAME: Final = "index.sqlite"
+DRAFT: Final = "application"  # the folder of a comparison's run that holds what it recommends, ready to be published
 
 
 class ApplicationSettings(Settings):
@@ -113,8 +118,7 @@ def open_application(
     stored = find(name)
     if stored.kind is not SourceKind.APPLICATION:
         raise UsageError(f"{name} is no application", remedy="craton compare TASK --apply makes one")
-    table = json.loads((stored.path / APPLICATION_NAME).read_bytes())
-    settings = parse(ApplicationSettings, table, where=str(stored.path))
+    settings = _settings(stored.path)
     prompt = parse(Prompt, read_toml(stored.path / PROMPT_NAME, "the prompt"), where=str(stored.path))
     chosen = settings.dtype if dtype == "auto" else dtype
     model = load(settings.adapter or settings.model, dtype=chosen, threads=threads, **engine)
@@ -126,8 +130,8 @@ def open_application(
     return Application(name, settings, model, prompted)
 
 
-def apply(found: Comparison, name: str | None = None) -> StoredModel:
-    """Publish what the verdict recommends as an application: one name for model, prompt, index, examples, adapter."""
+def draft(found: Comparison) -> None:
+    """Write down what the verdict recommends, in the run's folder, so that `apply` needs nothing but the run."""
     chosen = next(m for m in found.measurements if m.label == found.verdict.recommended)
     recipe = chosen.recipe
     assert recipe is not None
@@ -144,27 +148,46 @@ def apply(found: Comparison, name: str | None = None) -> StoredModel:
         measured=f"{found.task.metric} {quality.value:.1%} ({quality.low:.1%} to {quality.high:.1%}), "
         f"{seconds(chosen.figures['latency_p50'].value)} an answer",
     )
+    folder = found.run.folder / DRAFT
+    folder.mkdir(exist_ok=True)
+    replace_file(folder / PROMPT_NAME, prompt_toml(recipe.prompt).encode())
+    replace_file(folder / "README.md", _card(found, recipe, settings).encode())
+    if recipe.prompt.examples.count:
+        rows = "".join(json.dumps(asdict(item)) + "\n" for item in found.task.train)
+        replace_file(folder / EXAMPLES_NAME, rows.encode())
+    # Last: what is without it is no draft.
+    replace_file(folder / APPLICATION_NAME, (settings.model_dump_json(indent=2) + "\n").encode())
+
+
+def apply(run: Run, name: str | None = None) -> StoredModel:
+    """Publish what a finished comparison recommends as an application: one name (none: the comparison's) for model,
+    prompt, index, examples and adapter. What was published of this run before under it is given as it is.
+
+    Raises UsageError for a run that is no comparison or not finished, and for a name that is taken.
+    """
+    drafted = run.folder / DRAFT
+    if not (drafted / APPLICATION_NAME).exists():
+        raise UsageError(
+            f"run {run.id} has nothing to publish: it is no comparison, or not finished",
+            where=str(run.folder),
+            remedy=f"go on with an interrupted one: craton runs resume {run.id}",
+        )
+    settings, source = _settings(drafted), f"{RUN_PREFIX}{run.id}"
+    name = name or run.name or settings.task
+    made = [model for model in list_models() if (model.name, model.source) == (name, source)]
+    if made:
+        return made[-1]
 
     def build(folder: Path) -> None:
-        replace_file(folder / APPLICATION_NAME, (settings.model_dump_json(indent=2) + "\n").encode())
-        replace_file(folder / PROMPT_NAME, prompt_toml(recipe.prompt).encode())
-        replace_file(folder / "README.md", _card(found, recipe, settings).encode())
-        if recipe.prompt.examples.count:
-            for item in found.task.train:
-                append_row(folder / EXAMPLES_NAME, asdict(item))
-        if recipe.passages:
-            copy_database(found.run.folder / INDEX_NAME, folder / INDEX_NAME)
+        shutil.copytree(drafted, folder, dirs_exist_ok=True)
+        if settings.passages:
+            copy_database(run.folder / INDEX_NAME, folder / INDEX_NAME)
 
-    parents = [Parent(relation="base", name=recipe.model)]
+    parents = [Parent(relation="base", name=settings.model)]
     if settings.adapter is not None:
         parents.append(Parent(relation="uses_adapter", name=settings.adapter))
-    return publish_model(
-        name or found.settings.name or found.task.name,
-        build,
-        source=f"run:{found.run.id}",
-        parents=tuple(parents),
-        licence=find(recipe.model).licence,
-    )
+    licence = find(settings.model).licence
+    return publish_model(name, build, source=source, parents=tuple(parents), licence=licence)
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -192,6 +215,11 @@ def _finder(path: Path, encoder: Encoder, count: int) -> FindPassages:
         return [Passage(hit.document, hit.text) for hit in index.search(item.input, count)]
 
     return found
+
+
+def _settings(folder: Path) -> ApplicationSettings:
+    table = json.loads((folder / APPLICATION_NAME).read_bytes())
+    return parse(ApplicationSettings, table, where=str(folder))
 
 
 def _item(text: str) -> Item:

@@ -15,8 +15,7 @@ from typing import Final
 import numpy as np
 
 from craton.evaluation.items import Item
-from craton.evaluation.leakage import find_leaks
-from craton.evaluation.tasks import Sealed, SplitSettings, Task, split_by_group
+from craton.evaluation.tasks import Sealed, SplitSettings, Task, split_by_group, without_leaks
 from craton.retrieval.documents import Document
 from craton.retrieval.readers import find_sources
 
@@ -81,7 +80,7 @@ def library_task(name: str = NAME, seed: int = 0) -> Task:
         chosen = np.random.default_rng([seed, len(found)]).permutation(len(found))[:MOST_OF_A_MODULE]
         items += [found[i] for i in sorted(chosen.tolist())]
     train, dev, test = split_by_group(items, SplitSettings(train=0.25, dev=0.13, seed=seed))
-    leaks = find_leaks([item.input for item in (*train, *dev)], [item.input for item in test])
+    train, dev, leaks = without_leaks(train, dev, test)
     return Task(
         name=name,
         kind="answer",

@@ -1,7 +1,8 @@
 """The comparison from a task to a verdict: each way made ready, the test opened once, every answer kept.
 
 Order matters and is fixed: split and leaks first, then all choices on training and development items, then, when every
-way is written down, the sealed test. An interrupted comparison goes on where it stopped, down to the single answer.
+way is written down, the sealed test. An interrupted comparison goes on where it stopped: ways that are ready, trainings
+and answers to the test are taken up, and only a search that was under way begins again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from craton.checkpoints.checkpoint import Checkpoint
 from craton.checkpoints.disk import replace_file
+from craton.compare.application import INDEX_NAME, apply, draft
 from craton.compare.library_task import NAME, SMALL_NAME, library_task
 from craton.compare.settings import LORA, LORA_RETRIEVAL, ZERO_SHOT, CompareSettings
 from craton.compare.verdict import Measured, Verdict, decide, detectable_effect
@@ -36,10 +38,10 @@ from craton.compare.ways import (
 )
 from craton.config import parse
 from craton.errors import DataError, UsageError
-from craton.evaluation.intervals import Estimate
+from craton.evaluation.intervals import Estimate, estimate
 from craton.evaluation.items import Answerer, Item
 from craton.evaluation.runner import Row, evaluate, slices, summary
-from craton.evaluation.tasks import Task, load_task
+from craton.evaluation.tasks import Kind, Metric, Task, load_task
 from craton.evaluation.text_metrics import bits_per_byte
 from craton.inference.model import Model
 from craton.inference.plan import DTypeChoice, fast_bfloat16
@@ -50,14 +52,16 @@ from craton.retrieval.index import Encoder, Index
 from craton.retrieval.readers import Reading, find_sources
 from craton.retrieval.sync import Source
 from craton.store import find
+from craton.store.artifacts import check_model_name
 from craton.store.manifest import Parent
+from craton.store.models import StoredModel
 from craton.store.run_files import json_bytes, read_object
 from craton.store.runs import Run
 
 KIND: Final = "compare"
 WAY_KIND: Final = "compare-way"
 RESULT_NAME: Final = "comparison.json"
-INDEX_NAME: Final = "index.sqlite"
+REPORT_NAME: Final = "report.html"
 GENERAL_TEXT: Final = ("argparse", "collections", "decimal", "email", "json", "logging", "random", "subprocess")
 
 
@@ -88,7 +92,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a comparison found. plan: the sentences from before the run; opened: when the test was opened."""
+    """All that a comparison found. plan: the sentences from before the run; opened: when the test was opened; model:
+    what was published, if that was wished."""
 
     run: Run
     task: Task
@@ -98,6 +103,7 @@ class Comparison:
     plan: tuple[str, ...]
     opened: tuple[float, ...]
     dtype: str
+    model: StoredModel | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -130,31 +136,49 @@ def compare(
     settings: CompareSettings,
     provenance: dict[str, str],
     watch: Watch | None = None,
+    *,
+    publish: bool = False,
+    report: Path | None = None,
 ) -> Comparison:
-    """Compare the ways on the task in `source` (see `load_task`). Everything is kept in a run.
+    """Compare the ways on the task in `source` (see `load_task`). Everything is kept in a run, and with it the wishes:
+    to publish the recommended way, and to write the report to a file besides the one in the run's folder.
 
-    Raises UsageError, DataError and FileFormatError for a task, documents or settings that cannot be used.
+    Raises UsageError, DataError and FileFormatError for a task, documents, settings or a file that cannot be used.
     """
     watch = watch or Watch()
     task = find_task(source)
     check(task, settings)
+    name = settings.name or slug(task.name)
+    check_model_name(name)
+    check_report(report)
     if source not in (NAME, SMALL_NAME):
         source = str(Path(source).expanduser().absolute())  # to be found again from any folder
-    settings = settings.model_copy(update={"docs": tuple(map(_findable, settings.docs))})
-    settings = settings.model_copy(update={"name": settings.name or slug(task.name)})
     bases = [find(model) for model in settings.models]
+    # Found again from any folder, and as they are now: a name may come to mean a newer version meanwhile.
+    pinned = {"docs": tuple(map(_findable, settings.docs)), "models": tuple(map(_pinned, bases))}
+    settings = settings.model_copy(update={"name": name, **pinned})
     parents = (
         *(Parent(relation="base", name=base.id) for base in bases),
         Parent(relation="evaluated_on", name=source),
     )
-    config = {"sources": [source], "settings": settings.model_dump(mode="json"), "task": task.digest}
+    config = {
+        "sources": [source],
+        "settings": settings.model_dump(mode="json"),
+        "task": task.digest,
+        "publish": publish,
+        "report": str(report.absolute()) if report is not None else None,
+    }
     origins = {f"settings.{key}": origin for key, origin in provenance.items()}
     run = Run.create(KIND, config=config, provenance=origins, parents=parents, name=settings.name)
     return _at_work(run, task, settings, watch)
 
 
 def resume(run: Run, watch: Watch | None = None) -> Comparison:
-    """Go on with an interrupted comparison. Raises DataError if the task is not what it was."""
+    """Go on with an interrupted comparison, and do with it what was wished at its beginning.
+
+    Raises DataError if the task is not what it was, UsageError if the report can no longer be written where it
+    was to be.
+    """
     config = run.config()
     settings = parse(CompareSettings, config["settings"], where=str(run.folder))
     task = find_task(config["sources"][0])
@@ -164,11 +188,29 @@ def resume(run: Run, watch: Watch | None = None) -> Comparison:
             where=config["sources"][0],
             remedy="put its files back as they were, or start a new comparison",
         )
+    check_report(wished_report(run))
     return _at_work(run, task, settings, watch or Watch())
+
+
+def wished_report(run: Run) -> Path | None:
+    """Where a comparison is to write its report, besides its own folder."""
+    report = run.config().get("report")
+    return Path(report) if report is not None else None
+
+
+def check_report(path: Path | None) -> None:
+    """Refuse a file that the report could not be written to, before it has cost anything. Raises UsageError."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
+        raise UsageError(what, where="--report", remedy="make the folder, or name a file in another one")
 
 
 def _findable(doc: str) -> str:
     return doc if doc.startswith("package:") else str(Path(doc).expanduser().absolute())
+
+
+def _pinned(base: StoredModel) -> str:
+    return base.id if base.folder is not None else str(base.path.absolute())
 
 
 def find_task(source: str) -> Task:
@@ -195,9 +237,24 @@ def _at_work(run: Run, task: Task, settings: CompareSettings, watch: Watch) -> C
         study = _Study(run, task, settings, watch)
         found = study.carry_out()
         replace_file(run.folder / RESULT_NAME, json_bytes(found.as_dict()))
+        draft(found)
+        _write_report(found)
+        # Before the run is done: what fails here can be gone on with.
+        if run.config().get("publish"):
+            found = replace(found, model=apply(run))
         quality = found.verdict.quality[found.verdict.recommended].value
-        run.finish("done", {"recommended": found.verdict.recommended, "metrics": {task.metric: quality}})
+        published = {"model": found.model.id} if found.model is not None else {}
+        result = {"recommended": found.verdict.recommended, "metrics": {task.metric: quality}}
+        run.finish("done", result | published)
         return found
+
+
+def _write_report(found: Comparison) -> None:
+    from craton.compare.report import report  # it imports this module
+
+    page, wished = report(found).encode(), wished_report(found.run)
+    for path in (found.run.folder / REPORT_NAME, *([wished] if wished is not None else [])):
+        replace_file(path, page)
 
 
 class _Study:
@@ -258,22 +315,28 @@ class _Study:
 
     def _index(self) -> tuple[Index | None, float, list[str]]:
         """The index of the documents, what it took to build and tune, and what was decided."""
-        sources = [*self.settings.docs, *self.task.docs]
+        sources = [*self.settings.docs, *self.task.sources]
         if not sources and not self.task.passages:
             return None, 0.0, ["no documents: the training examples nearest to a question are what is retrieved"]
         path, facts = self.run.folder / INDEX_NAME, self.run.folder / "index.json"
         settings = CollectionSettings(encoder=self.settings.encoder)
         collection = Collection.open(path) if path.exists() else Collection.create(path, settings)
         index = Index(collection, self.encoder, self.settings.name or self.task.name)
-        if facts.exists():
-            value = read_object(facts)
-            return index, float(value["seconds"]), list(value["said"])
+        known: dict[str, Any] = read_object(facts) if facts.exists() else {"seconds": 0.0}
+        if "said" in known:
+            return index, float(known["seconds"]), list(known["said"])
+        started = time.perf_counter() - float(known["seconds"])
+
+        def progress(doing: str) -> None:
+            # What an interrupted one has taken counts, too.
+            replace_file(facts, json_bytes({"seconds": time.perf_counter() - started}))
+            self._say(doing)
+
         self._say("reading and embedding the documents")
-        started = time.perf_counter()
         reading = Reading()
         files: list[Source] = [*find_sources(sources, reading=reading)] if sources else []
         files += task_files(self.task)
-        report = collection.sync(files, self.encoder, self.encoder.count, on_progress=self._say)
+        report = collection.sync(files, self.encoder, self.encoder.count, on_progress=progress)
         if not collection.document_count:
             raise DataError("the documents hold no text", where=", ".join(sources))
         said = [
@@ -345,15 +408,14 @@ class _Study:
         *,
         diagnostic: bool = False,
     ) -> Measurement:
-        every = [row for seed in rows for row in seed]
-        figures = summary(every, self.task.metric, seed=self.settings.seed)
+        figures = figures_of(rows, self.task.metric, kind=self.task.kind, seed=self.settings.seed)
         self.watch.on_measured(label, figures[self.task.metric])
         return Measurement(
             label=label,
             recipe=recipe,
             rows=tuple(tuple(seed) for seed in rows),
             figures=figures,
-            slices=slices(rows[0], items, self.task.slices),
+            slices=slices(mean_rows(rows), items, self.task.slices),
             memory=memory,
             run=run.id if run is not None else None,
             diagnostic=diagnostic,
@@ -394,6 +456,25 @@ class _Study:
         return bits_per_byte(-said.logprob, len(model.tokenizer.decode(ids).encode()))
 
 
+def figures_of(
+    rows: Sequence[Sequence[Row]], metric: Metric, *, kind: Kind | None = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """The figures of a way, of rows [seeds][items]. An item counts once: the quality is of its mean over the seeds, as
+    in the verdict. The other figures take the answers of all seeds, those to one document always together."""
+    if len(rows) == 1:
+        return summary(rows[0], metric, kind=kind, seed=seed)
+    pooled = summary([row for one in rows for row in one], metric, kind=kind, seed=seed)
+    figures = {name: replace(figure, n=figure.n // len(rows)) for name, figure in pooled.items()}
+    means = mean_rows(rows)
+    scores, groups = [row.score for row in means], [row.group for row in means]
+    return figures | {metric: estimate(scores, groups, seed=seed, score=True)}
+
+
+def mean_rows(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of the first seed, each with its mean score over all seeds."""
+    return [replace(first, score=float(np.mean([seed[i].score for seed in rows]))) for i, first in enumerate(rows[0])]
+
+
 def measured(one: Measurement) -> Measured:
     """What the verdict needs of a measurement."""
     recipe = one.recipe
@@ -410,14 +491,14 @@ def measured(one: Measurement) -> Measured:
 def plan(task: Task, settings: CompareSettings, why: str) -> tuple[str, ...]:
     """What is decided before the run, a sentence each."""
     n, groups = len(task.test), task.test.groups
-    effect = detectable_effect(n, groups)
+    effect = detectable_effect(n, groups, len(settings.models) * len(settings.ways))
     shown = f"differences of {effect:.1%} or more" if np.isfinite(effect) else "no difference at all"
     leaks = task.leaks
     return (
         *task.decisions,
         f"{len(task.train):,} training, {len(task.dev):,} development and {n:,} sealed test items of {groups:,} source "
         f"documents (SHA-256 {task.test.digest[:12]})",
-        f"this test can show {shown}, four times in five, if two ways err independently",
+        f"this test can show {shown}, four times in five, if two ways err independently and all pairs are tested",
         f"each way: {settings.trials} candidates and {settings.minutes:g} minutes at most; adapters from "
         f"{settings.seeds} seeds",
         why,

@@ -39,8 +39,8 @@ from craton.prompting.optimize import optimize_prompt
 from craton.prompting.prompt import ExampleSettings, Prompt
 from craton.prompting.search import Budget, successive_halving
 from craton.prompting.settings import OptimizeSettings
-from craton.retrieval.fusion import tune_fusion
 from craton.retrieval.index import Index
+from craton.retrieval.tuning import FEWEST_QUESTIONS, tune_index
 from craton.store.run_files import json_bytes, read_object
 from craton.store.runs import Run
 from craton.training.estimate import Estimate
@@ -52,7 +52,6 @@ LISTED_CHOICES: Final = 12
 # Fine-tuning with retrieved texts reads long prompts; more of them than these teach little more.
 TRAINED_PASSAGES: Final = 2
 TRAINED_EXAMPLES: Final = 4
-TRIED_FUSION_QUESTIONS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Workshop:
     def _retrieval(self) -> Recipe:
         candidates = self.retrieval_candidates()[: self.settings.trials]
 
-        def make(candidate: tuple[Prompt, int]) -> Answerer:
+        def make(candidate: tuple[Prompt, int]) -> PromptedModel:
             return self.answerer(Recipe(RETRIEVAL, self.model, candidate[0], candidate[1]))
 
         search = successive_halving(
@@ -383,14 +382,11 @@ def random_passages(index: Index, count: int, seed: int) -> FindPassages:
 def tune(index: Index, task: Task) -> str:
     """Choose the index's fusion by the development and training items; the sentence that says what was chosen."""
     known = {document.name for document in index.collection.documents()}
-    items = [item for item in (*task.dev, *task.train) if set(item.gold) & known][:TRIED_FUSION_QUESTIONS]
-    if len(items) < 8:
+    items = [item for item in (*task.dev, *task.train) if set(item.gold) & known]
+    if len(items) < FEWEST_QUESTIONS:
         return "vectors alone: too few questions say which document holds their answer, so no fusion was tuned"
-    vectors = index.encoder([item.input for item in items])
-    runs = [index.collection.run(item.input, vector) for item, vector in zip(items, vectors, strict=True)]
-    tuned = tune_fusion(runs, [set(item.gold) for item in items])
-    index.collection.set_fusion(tuned.fusion)
-    return f"fusion tuned on {len(items)} questions: {tuned.reason}"
+    tuned = tune_index(index, items)
+    return f"fusion tuned on {tuned.questions} questions: {tuned.reason}"
 
 
 def training_row(answerer: PromptedModel, item: Item) -> dict[str, Any]:
@@ -404,7 +400,7 @@ def training_row(answerer: PromptedModel, item: Item) -> dict[str, Any]:
 def slug(text: str) -> str:
     """A name for files and the store."""
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())
-    return "-".join(filter(None, plain.split("-")))[-60:] or "x"
+    return "-".join(filter(None, plain.split("-")))[-60:].lstrip("-") or "x"
 
 
 def _unlisted(prompt: Prompt, task: Task) -> Prompt:

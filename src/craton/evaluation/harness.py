@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from craton.errors import TemplateError, UnknownName, UsageError
 from craton.inference.model import Model
@@ -33,6 +33,14 @@ SAMPLING_NAMES = frozenset({"temperature", "top_k", "top_p", "min_p", "repetitio
 IGNORED_NAMES = frozenset({"until", "do_sample", "max_gen_toks", "use_cache", "pad_token_id", "num_return_sequences"})
 
 
+class HarnessFigure(TypedDict):
+    """A metric as the harness gives it. stderr: None where the harness has none. n: the items that it answered."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
 def run_harness(
     model: Model,
     tasks: Sequence[str],
@@ -41,11 +49,11 @@ def run_harness(
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     apply_chat_template: bool = False,
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Run tasks of lm-evaluation-harness: {task: {metric: {"value": ..., "stderr": ...}}}.
+) -> dict[str, dict[str, HarnessFigure]]:
+    """Run tasks of lm-evaluation-harness: {task: {metric: figure}}.
 
-    A metric behind a filter is named "metric,filter". stderr is None where the harness has none. limit: the first so
-    many items of each task. num_fewshot: instead of the task's own number. include_path: a folder of tasks of your own.
+    A metric behind a filter is named "metric,filter". limit: the first so many items of each task. num_fewshot: instead
+    of the task's own number. include_path: a folder of tasks of your own.
 
     Raises UnknownName for a task that does not exist, UsageError if lm_eval is not installed, and whatever the
     harness raises where a data set cannot be had.
@@ -241,16 +249,17 @@ def _conversation(model: Model, messages: list[dict[str, str]], add_generation_p
     return text[: text.rindex(said) + len(said)]
 
 
-def _metrics(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The harness's flat "metric,filter" and "metric_stderr,filter" as pairs."""
-    metrics: dict[str, dict[str, float | None]] = {}
+def _metrics(values: Mapping[str, Any]) -> dict[str, HarnessFigure]:
+    """The harness's flat "metric,filter" and "metric_stderr,filter" as figures."""
+    metrics: dict[str, HarnessFigure] = {}
     for key, value in values.items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = values.get(f"{metric}_stderr,{filtered}")
         name = metric if filtered == "none" else key
-        metrics[name] = {"value": float(value), "stderr": float(error) if isinstance(error, int | float) else None}
+        stderr = float(error) if isinstance(error, int | float) else None
+        metrics[name] = {"value": float(value), "stderr": stderr, "n": values["sample_len"]}
     return metrics
 
 

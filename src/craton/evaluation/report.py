@@ -14,8 +14,21 @@ from craton.evaluation.paired import Difference
 from craton.evaluation.runner import Row
 
 SHOWN_ROWS = 20
+# By name, without the @k of those that are of the first k.
 SHARES = frozenset(
-    ("accuracy", "exact_match", "f1", "contains", "rouge_l", "macro_f1", "recall", "calibration_error", "brier")
+    (
+        "accuracy",
+        "exact_match",
+        "f1",
+        "contains",
+        "rouge_l",
+        "macro_f1",
+        "recall",
+        "ndcg",
+        "faithfulness",
+        "calibration_error",
+        "brier",
+    )
 )
 
 
@@ -47,9 +60,14 @@ class Evaluation:
         }
 
 
+def is_share(name: str) -> bool:
+    """Whether a figure lies between 0 and 1."""
+    return name.partition("@")[0] in SHARES
+
+
 def figure_text(name: str, one: Estimate) -> tuple[str, str]:
     """A figure and its interval, for people: shares in percent, times in milliseconds."""
-    if name in SHARES:
+    if is_share(name):
         return f"{one.value:.1%}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"
     if name.startswith(("latency", "seconds")):
         return f"{1000 * one.value:,.0f} ms", f"{1000 * one.low:,.0f} to {1000 * one.high:,.0f}"
@@ -62,7 +80,7 @@ def report(evaluations: Sequence[Evaluation]) -> str:
     for one in evaluations:
         rows = [[name.replace("_", " "), *figure_text(name, e), f"{e.n:,}"] for name, e in one.figures.items()]
         parts = [page.table(["figure", "value", "95 % interval", "n"], rows)]
-        shares = {name: e for name, e in one.figures.items() if name in SHARES}
+        shares = {name: e for name, e in one.figures.items() if is_share(name)}
         if shares:
             bars = [
                 Bar(name.replace("_", " "), e.value, e.low, e.high, i) for i, (name, e) in enumerate(shares.items())
@@ -77,9 +95,9 @@ def report(evaluations: Sequence[Evaluation]) -> str:
                     f"{d.value:+.1%} over {one.baseline} (95 %: {d.low:+.1%} to {d.high:+.1%}, p = {d.p:.2g}), paired."
                 )
             )
-        known = [(row.confidence, row.exact) for row in one.rows if row.confidence is not None]
+        known = [(row.confidence, row.score) for row in one.rows if row.confidence is not None]
         if one.metric == "accuracy" and len(known) == len(one.rows) and known:
-            bins = reliability_table([c for c, _ in known], [e for _, e in known])
+            bins = reliability_table([c for c, _ in known], [right for _, right in known])
             points = [(b.confidence, b.accuracy, b.n) for b in bins if b.n]
             parts.append(page.figure(reliability_chart(points, title="calibration"), "On the line: as sure as right."))
         for name, values in one.slices.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,8 @@ from craton.evaluation.calibration import expected_calibration_error
 from craton.evaluation.class_metrics import macro_f1
 from craton.evaluation.intervals import Estimate, estimate, estimate_quantile, estimate_statistic
 from craton.evaluation.items import Answer, Answerer, Item
-from craton.evaluation.tasks import Metric
+from craton.evaluation.ranking_metrics import ndcg_at, recall_at
+from craton.evaluation.tasks import Kind, Metric
 from craton.evaluation.text_metrics import contains, exact_match, rouge, token_f1
 from craton.store.run_files import append_row, read_rows
 
@@ -27,7 +28,8 @@ MOST_SLICES: Final = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One item answered. score: by the task's metric, 0 to 1. exact: whether the answer is right to the letter."""
+    """One item answered. score: by the task's metric, 0 to 1. exact: exact match as SQuAD counts it. passages: names of
+    the documents of the passages that were shown, best first. gold: of those that hold the answer, where known."""
 
     id: str
     group: str
@@ -41,7 +43,7 @@ class Row:
     prompt_tokens: int
     completion_tokens: int
     passages: tuple[str, ...] = ()
-    found_gold: float | None = None
+    gold: tuple[str, ...] = ()
 
 
 def score(answer: str, item: Item, metric: Metric) -> float:
@@ -103,21 +105,27 @@ def make_row(item: Item, answer: Answer, metric: Metric) -> Row:
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
         passages=answer.passages,
-        found_gold=float(bool(set(answer.passages) & set(item.gold))) if item.gold and answer.passages else None,
+        gold=item.gold,
     )
 
 
-def summary(rows: Sequence[Row], metric: Metric, *, seed: int = 0) -> dict[str, Estimate]:
-    """The figures of an evaluation: quality, latency, tokens, and where they can be told, macro-F1, calibration, and
-    whether the gold document was among the passages. Intervals resample source documents."""
+def summary(rows: Sequence[Row], metric: Metric, *, kind: Kind | None = None, seed: int = 0) -> dict[str, Estimate]:
+    """The figures of an evaluation: quality, latency, tokens, and where they can be told macro-F1, calibration, and
+    recall@k and nDCG@k of the documents of the k passages shown. Intervals resample source documents.
+
+    kind: of the task; "answer", or none and a metric other than accuracy, brings F1 and exact match beside the metric.
+    """
     clusters = [row.group for row in rows]
 
     def mean(values: Sequence[float]) -> Estimate:
         return estimate(values, clusters, seed=seed)
 
     found: dict[str, Estimate] = {metric: mean([row.score for row in rows])}
-    if metric != "accuracy" and metric != "exact_match":
-        found["exact_match"] = mean([row.exact for row in rows])
+    if kind == "answer" or (kind is None and metric != "accuracy"):
+        found |= {
+            "f1": mean([token_f1(row.answer, row.expected) for row in rows]),
+            "exact_match": mean([row.exact for row in rows]),
+        }
     if metric == "accuracy":
         pairs = [(row.answer, row.expected[0]) for row in rows]
         found["macro_f1"] = estimate_statistic(
@@ -128,16 +136,20 @@ def summary(rows: Sequence[Row], metric: Metric, *, seed: int = 0) -> dict[str, 
             resamples=200,
             bounds=(0, 1),
         )
-        confidences = [(row.confidence, row.exact) for row in rows if row.confidence is not None]
+        confidences = [(row.confidence, row.score) for row in rows if row.confidence is not None]
         if len(confidences) == len(rows):
             table = np.array(confidences, dtype=float)
             found["brier"] = mean(((table[:, 0] - table[:, 1]) ** 2).tolist())
             found["calibration_error"] = estimate_statistic(
                 table, _calibration_error, clusters, seed=seed, resamples=500, bounds=(0, 1)
             )
-    gold = [row for row in rows if row.found_gold is not None]
-    if gold:
-        found["recall"] = estimate([float(row.found_gold or 0) for row in gold], [row.group for row in gold], seed=seed)
+    k = max(len(row.passages) for row in rows)
+    known = [row for row in rows if row.gold]
+    if known and k:
+        for name, at in (("recall", recall_at), ("ndcg", ndcg_at)):
+            # A document of which several passages were shown has its best place.
+            values = [at(tuple(dict.fromkeys(row.passages)), row.gold, k) for row in known]
+            found[f"{name}@{k}"] = estimate(values, [row.group for row in known], seed=seed)
     for name, q in (("latency_p50", 0.5), ("latency_p95", 0.95)):
         found[name] = estimate_quantile([row.seconds for row in rows], q, clusters, seed=seed, resamples=500)
     for name, values in (
@@ -200,4 +212,7 @@ def _plain(text: str) -> str:
 
 
 def _row(value: dict[str, Any]) -> Row:
-    return Row(**value | {"expected": tuple(value["expected"]), "passages": tuple(value["passages"])})
+    # Rows that an older version wrote have other fields: an interrupted evaluation goes on with those that both know.
+    names = {field.name for field in fields(Row)}
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in names}
+    return Row(**known)

@@ -109,8 +109,9 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, split. passages: documents that came with the data, by name. leaks: training and development items that
-    nearly repeat a test item, which were removed. decisions: what was decided for the user, a sentence each."""
+    """A task, split. docs: documents that hold the answers, as the task file names them, relative to `folder`.
+    passages: documents that came with the data, by name. leaks: training and development items that nearly repeat a
+    test item, which were removed. decisions: what was decided for the user, a sentence each."""
 
     name: str
     kind: Kind
@@ -121,6 +122,7 @@ class Task:
     instruction: str | None = None
     choices: tuple[str, ...] = ()
     docs: tuple[str, ...] = ()
+    folder: Path = Path()
     passages: Mapping[str, str] = field(default_factory=dict)
     leaks: LeakageReport | None = None
     slices: tuple[str, ...] = ()
@@ -128,16 +130,24 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that is measured and learnt from, the sealed items included."""
-        parts = [self.name, self.kind, self.metric, digest(self.train), digest(self.dev), self.test.digest]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """SHA-256 of everything that is measured and learnt from, the sealed items included. It does not depend on
+        where the task lies; of documents that are not in it, it knows the names and not the content."""
+        said = [self.name, self.kind, self.metric, self.instruction, self.choices, self.docs, self.slices]
+        items = [digest(self.train), digest(self.dev), self.test.digest]
+        return hashlib.sha256(json.dumps([said, list(self.passages.items()), items]).encode()).hexdigest()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The documents to read: paths, and packages as "package:NAME"."""
+        return tuple(doc if doc.startswith("package:") else str(self.folder / doc) for doc in self.docs)
 
 
 def digest(items: Iterable[Item]) -> str:
-    """SHA-256, in hex, of inputs and answers in their order."""
+    """SHA-256, in hex, of all that items hold, in their order."""
     state = hashlib.sha256()
     for item in items:
-        state.update(json.dumps([item.id, item.input, item.answers, item.group]).encode())
+        held = [item.id, item.input, item.answers, item.group, item.gold, sorted(item.fields.items())]
+        state.update(json.dumps(held).encode())
     return state.hexdigest()
 
 
@@ -185,7 +195,7 @@ def make_task(settings: TaskSettings, folder: Path, name: str) -> Task:
             decisions.append("development items taken from the training items, by source document")
     if not test:
         raise DataError("there are no test items", where=name)
-    train, dev, leaks = _without_leaks(train, dev, test)
+    train, dev, leaks = without_leaks(train, dev, test)
     if leaks.pairs:
         decisions.append(
             f"near-duplicates of test items removed from the rest: {leaks.exact} exact, {leaks.overlap_13} sharing 13 "
@@ -202,12 +212,13 @@ def make_task(settings: TaskSettings, folder: Path, name: str) -> Task:
         name=name,
         kind=kind,
         metric=metric,
-        train=tuple(_sample(train, split.most_train, split.seed)),
-        dev=tuple(_sample(dev, split.most_dev, split.seed)),
-        test=Sealed(_sample(test, split.most_test, split.seed)),
+        train=tuple(sample(train, split.most_train, split.seed)),
+        dev=tuple(sample(dev, split.most_dev, split.seed)),
+        test=Sealed(sample(test, split.most_test, split.seed)),
         instruction=settings.instruction,
         choices=choices,
-        docs=tuple(str(folder / doc) if not doc.startswith("package:") else doc for doc in settings.docs),
+        docs=settings.docs,
+        folder=folder,
         passages=reader.passages,
         leaks=leaks,
         slices=data.slices,
@@ -278,7 +289,7 @@ class _Reader:
             id=origin.rpartition("/")[2],
             input=str(question),
             answers=answers,
-            group=str(value[group_key]) if group_key else origin,
+            group=str(value[group_key]) if group_key else origin.removeprefix(f"{self._folder}/"),
             gold=(gold,) if isinstance(gold, str) else tuple(map(str, gold)),
             # A prompt may use any field but the answer.
             fields={k: str(v) for k, v in value.items() if isinstance(v, str | int | float) and k != answer_key},
@@ -329,16 +340,16 @@ def _kind(choices: Sequence[str], items: Sequence[Item]) -> Kind:
     )
 
 
-def _sample(items: Sequence[Item], most: int, seed: int) -> list[Item]:
+def sample(items: Sequence[Item], most: int, seed: int) -> list[Item]:
+    """At most so many items, drawn with a seed, in their order."""
     if len(items) <= most:
         return list(items)
     chosen = np.random.default_rng((seed, len(items))).permutation(len(items))[:most]
     return [items[index] for index in sorted(chosen.tolist())]
 
 
-def _without_leaks(
-    train: list[Item], dev: list[Item], test: list[Item]
-) -> tuple[list[Item], list[Item], LeakageReport]:
+def without_leaks(train: list[Item], dev: list[Item], test: list[Item]) -> tuple[list[Item], list[Item], LeakageReport]:
+    """The training and development items that repeat no test item, and what was found (see `find_leaks`)."""
     rest = [*train, *dev]
     leaks = find_leaks([item.input for item in rest], [item.input for item in test])
     leaked = {index for index, _, _ in leaks.pairs}

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from craton.config import Settings, parse
-from craton.errors import UnknownName
+from craton.errors import UnknownName, UsageError
 from craton.models.causal_lm import CausalLM, CausalLMConfig
 from craton.models.encoder import Encoder, EncoderConfig
 from craton.models.pooling import PoolingConfig, pool
@@ -19,14 +19,15 @@ INITIAL_STD = 0.02  # of a fresh head's weights, as BERT's (Devlin 2018, arXiv 1
 
 
 class ClassifierConfig(Settings):
-    """labels: the classes' names, in the order of the logits. pooling: the token vectors that stand for the text.
+    """labels: the classes' names, in the order of the logits; one alone is a score (a reranker's). pooling: the token
+    vectors that stand for the text.
 
     "last" is for causal models, whose last token alone has seen the whole text. "cls" is BERT's: the first token
     through the pooler (a dense layer and tanh). "mean" needs no pooler. The backbone's config says what of it is used:
     no next-token head, and a pooler where one is read.
     """
 
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[str, ...] = Field(min_length=1)
     pooling: Literal["last", "cls", "mean"]
     backbone: CausalLMConfig | EncoderConfig
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of what the head reads")
@@ -106,6 +107,8 @@ class Classifier(nn.Module):
         pooling: None is "last", or "cls" for an encoder. Raises UsageError for labels or settings that make no head,
         UnknownName for a pooling that the backbone cannot be read by.
         """
+        if len(labels) < 2:
+            raise UsageError(f"a classifier needs at least 2 classes, not {len(labels)}")
         possible = ("last",) if isinstance(backbone, CausalLM) else ("cls", "mean")
         chosen = pooling or possible[0]
         if chosen not in possible:
@@ -122,10 +125,20 @@ class Classifier(nn.Module):
             for name, parameter in self.get_submodule(module).named_parameters():
                 yield f"{module}.{name}", parameter
 
-    def forward(self, ids_T: Tensor, positions_T: Tensor, segments_T: Tensor, lengths: Sequence[int]) -> Tensor:
-        """fp32 logits [B, labels] of the packed texts of these lengths."""
-        read = self.backbone.hidden if isinstance(self.backbone, CausalLM) else self.backbone
-        hidden_TD = read(ids_T, positions_T, segments_T)
+    def forward(
+        self,
+        ids_T: Tensor,
+        positions_T: Tensor,
+        segments_T: Tensor,
+        lengths: Sequence[int],
+        types_T: Tensor | None = None,
+    ) -> Tensor:
+        """fp32 logits [B, labels] of the packed texts of these lengths. types_T: of an encoder's pairs, which part each
+        token belongs to (none: all to the first)."""
+        if isinstance(self.backbone, CausalLM):
+            hidden_TD = self.backbone.hidden(ids_T, positions_T, segments_T)
+        else:
+            hidden_TD = self.backbone(ids_T, positions_T, segments_T, types_T)
         pooled_BD = pool(hidden_TD, list(lengths), PoolingConfig(mode=self.config.pooling, normalise=False))
         if self.config.pooling == "cls":
             assert isinstance(self.backbone, Encoder)

@@ -17,6 +17,7 @@ from craton.evaluation.items import Answer, Item
 from craton.inference.conversations import conversation_ids, conversation_text, defused
 from craton.inference.model import Completion, Model
 from craton.prompting.examples import ExamplePool
+from craton.prompting.meter import Meter
 from craton.prompting.prompt import Prompt
 
 # What stands for a question where calibration asks what a model thinks of the choices without one (Zhao et al. 2021).
@@ -56,6 +57,7 @@ class PromptedModel:
     ) -> None:
         plain = prompt.answer.regex or prompt.answer.json_schema
         self.model, self.prompt, self.seed = model, prompt, seed
+        self._meter = Meter(model)
         self.choices = tuple(prompt.answer.choices or (() if plain else choices))
         self.pool, self._passages = pool, passages
         self._shown_with: dict[str, list[Passage]] = {}
@@ -76,6 +78,12 @@ class PromptedModel:
             written = 0
         seconds = time.perf_counter() - started
         return Answer(text, confidence, len(ids), written, seconds, tuple(passage.name for passage in passages))
+
+    @property
+    def spent(self) -> int:
+        """The tokens that the model has read and written for all answers so far, and for what calibrates them: an
+        answer's own `prompt_tokens` are its prompt's length, however often the prompt was read for it."""
+        return self._meter.tokens
 
     def read(self, item: Item) -> tuple[list[int], list[Passage]]:
         """What the model reads to answer `item`: its tokens, and the passages that are in them. Where not all fits,
@@ -181,11 +189,11 @@ class PromptedModel:
         """An answer, the tokens that were written for it, and the probability of it in the model's eyes."""
         prompt, spent = self.prompt, 0
         if prompt.reasoning:
-            thought = self.model.generate(ids, max_tokens=prompt.reasoning_tokens, stop=(CONCLUDE,), **sampling)
+            thought = self._meter.generate(ids, max_tokens=prompt.reasoning_tokens, stop=(CONCLUDE,), **sampling)
             spent += thought.completion_tokens
             said = [token.id for token in thought.choices[0].tokens]
             ids = [*ids, *said, *self.model.tokenizer.encode(f"\n{CONCLUDE} ", add_special_tokens=False)]
-        completion: Completion = self.model.generate(ids, logprobs=0, **self.form, **sampling)
+        completion: Completion = self._meter.generate(ids, logprobs=0, **self.form, **sampling)
         tokens = completion.choices[0].tokens
         logprob = sum(token.logprob for token in tokens if token.logprob is not None)
         return completion.text.strip(), spent + completion.completion_tokens, math.exp(logprob) if tokens else None
@@ -208,8 +216,7 @@ class PromptedModel:
         """[choices] the log-probability that each choice, and then the end of the answer, follows."""
         tokenizer = self.model.tokenizer
         end = tokenizer.encode("\n", add_special_tokens=False) if self._plain else list(tokenizer.eos_ids[:1])
-        pairs = [(ids, [*self._choice_ids(choice), *end]) for choice in self.choices]
-        return np.array([score.logprob for score in self.model.score(pairs)])
+        return np.array(self._meter.logprobs(ids, [[*self._choice_ids(choice), *end] for choice in self.choices]))
 
     def _choice_ids(self, choice: str) -> list[int]:
         # Behind "Answer:" a word begins with its space, as in all text; an answer's turn begins with the word.

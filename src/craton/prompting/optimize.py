@@ -15,6 +15,7 @@ from craton.inference.model import Model
 from craton.prompting.answering import PromptedModel
 from craton.prompting.defaults import instructions
 from craton.prompting.examples import Embed, ExamplePool
+from craton.prompting.meter import Meter
 from craton.prompting.prompt import ExampleSettings, Prompt
 from craton.prompting.search import Budget, Search, successive_halving
 from craton.prompting.settings import OptimizeSettings
@@ -34,10 +35,10 @@ def optimize_prompt(
 ) -> Search[Prompt]:
     """Search around `base`, the first candidate, on the task's training and development items. What is found is to be
     reported on test items, which this search is never given."""
-    pool = ExamplePool(task.train, embed)
-    proposed = propose_instructions(model, task, settings.proposals, settings.seed) if settings.proposals else []
-    candidates = prompt_candidates(task, base, settings, proposed, similar=embed is not None)
     budget = Budget(settings.token_budget, None if settings.minutes is None else 60 * settings.minutes)
+    pool = ExamplePool(task.train, embed)
+    proposed = propose_instructions(model, task, settings.proposals, settings.seed, budget)
+    candidates = prompt_candidates(task, base, settings, proposed, similar=embed is not None)
 
     def make(prompt: Prompt) -> PromptedModel:
         return PromptedModel(model, prompt, choices=task.choices, pool=pool, seed=settings.seed)
@@ -103,19 +104,21 @@ def _values(prompt: Prompt) -> list[tuple[str, object]]:
     ]
 
 
-def propose_instructions(model: Model, task: Task, count: int, seed: int) -> list[str]:
-    """Instructions that the model writes itself from a few training examples (Zhou et al. 2023, APE), as plain text."""
-    if not task.train:
-        return []
+def propose_instructions(model: Model, task: Task, count: int, seed: int, budget: Budget) -> list[str]:
+    """Instructions that the model writes itself from a few training examples (Zhou et al. 2023, APE), as plain text;
+    at most `count`, and none once the budget, which pays for them, is used up."""
+    pool = ExamplePool(task.train)
     found: list[str] = []
-    for number in range(count):
-        shown = ExamplePool(task.train).choose(
-            Item("", "", ("",), ""), ExampleSettings(count=PROPOSAL_EXAMPLES, seed=seed + number)
-        )
+    for number in range(count if task.train else 0):
+        if budget.exceeded is not None:
+            break
+        shown = pool.choose(Item("", "", ("",), ""), ExampleSettings(count=PROPOSAL_EXAMPLES, seed=seed + number))
         pairs = "\n\n".join(f"Input: {one.input}\nOutput: {one.answers[0]}" for one in shown)
         asked = f"{pairs}\n\nWrite one sentence that tells somebody how to turn each input into its output."
         ids = conversation_ids(model, [{"role": "user", "content": defused(asked, model.tokenizer)}])
-        said = model.generate(ids, max_tokens=48, temperature=0.8, seed=seed + number, stop=("\n",)).text.strip()
+        meter = Meter(model)
+        said = meter.generate(ids, max_tokens=48, temperature=0.8, seed=seed + number, stop=("\n",)).text.strip()
+        budget.spend(meter.tokens)
         # A sentence that reads as a template would be run as one.
         if said and "{{" not in said and "{%" not in said and "{#" not in said:
             found.append(said)

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from craton.inference.conversations import conversation_ids, defused
 from craton.inference.model import Model
+from craton.retrieval.claims import content_terms
 from craton.retrieval.filters import Filter
 from craton.retrieval.index import Index
-from craton.retrieval.quotes import CitedSentence, Source, carries_instructions, cite, content_terms, verify
-from craton.retrieval.search import Hit
+from craton.retrieval.quotes import CitedSentence, Source, carries_instructions, cite, verify
+from craton.retrieval.search import Hit, Rerank
 from craton.retrieval.segmentation import search_terms
 
 NOT_FOUND: Final = "The documents do not say."
@@ -74,15 +75,16 @@ def ask(
     k: int = 4,
     where: Filter | None = None,
     mmr: float | None = None,
+    rerank: Rerank | None = None,
     max_tokens: int = 96,
 ) -> CitedAnswer:
     """Answer a question from the documents of an index, or say that they do not hold the answer.
 
     k: passages to show the model, fewer where they do not fit its context. mmr: the weight of relevance against variety
-    in choosing them (0 to 1; none: relevance alone).
+    in choosing them (0 to 1; none: relevance alone). rerank: scores the texts of the best 50 anew (`CrossEncoder`).
     """
     started = time.perf_counter()
-    hits = [hit for hit in index.search(question, k, where=where, mmr=mmr) if _relevant(hit, question)]
+    hits = [hit for hit in index.search(question, k, where=where, mmr=mmr, rerank=rerank) if _relevant(hit, question)]
     shown = [_source(hit) for hit in hits]
     prompt, said, written = "", "", 0
     ids: list[int] = []

@@ -16,7 +16,7 @@ from craton.inference.model import Model, load
 from craton.retrieval.collection import Collection, CollectionSettings
 from craton.retrieval.filters import Filter
 from craton.retrieval.readers import Reading, find_sources
-from craton.retrieval.search import Hit
+from craton.retrieval.search import Hit, Rerank
 from craton.retrieval.sync import SyncReport
 from craton.store.folders import home, make_folder
 
@@ -87,10 +87,18 @@ class Index:
         report = self.collection.sync(files, self.encoder, self.encoder.count, prune=prune, on_progress=on_progress)
         return report, reading
 
-    def search(self, question: str, k: int = 5, *, where: Filter | None = None, mmr: float | None = None) -> list[Hit]:
-        """The passages that fit a question best, by the collection's own fusion."""
+    def search(
+        self,
+        question: str,
+        k: int = 5,
+        *,
+        where: Filter | None = None,
+        mmr: float | None = None,
+        rerank: Rerank | None = None,
+    ) -> list[Hit]:
+        """The passages that fit a question best, by the collection's own fusion, and then by `rerank`."""
         vector = self.encoder([question])[0]
-        return self.collection.search(question, vector, k=k, where=where, mmr=mmr)
+        return self.collection.search(question, vector, k=k, where=where, mmr=mmr, rerank=rerank)
 
 
 def index_path(name: str) -> Path:

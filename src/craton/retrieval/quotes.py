@@ -1,7 +1,9 @@
 """Quotes that prove an answer: for each of its sentences the passage of the sources that says so, to the character.
 
-No model judges here. A sentence is supported where the words that it adds to the question stand in one or two
-neighbouring sentences of a source; that place is the quote. What cannot be found is flagged, and never shown as fact.
+No model judges here. A sentence is supported where most of the words that it adds to the question, and every number
+among them, stand in one or two neighbouring sentences of a source that deny what it denies; that place is the quote.
+Every name and number of the sentence must stand in that passage. What cannot be found is flagged, and never shown as
+fact.
 """
 
 from __future__ import annotations
@@ -11,22 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from craton.retrieval.claims import content_terms, denies_alike, names, numbers
 from craton.retrieval.segmentation import search_terms, sentences
 
 SUPPORTED: Final = 0.75
-"""So much of what a sentence adds to the question must stand in the quote."""
+"""Such a share of the words that a sentence adds to the question must stand in the quote."""
 NEIGHBOURS: Final = 2
-
-# Words that carry no claim of their own; what is left of a sentence without them is what it says.
-_WORDS: Final = """
-    a an the and or but if then of in on at to from by for with without as is are was were be been being am do does did
-    has have had it its this that these those there here he she they we you i his her their our your my me him them us
-    not no so such than too very can could may might must shall should will would which who whom whose what when where
-    why how also into over under about between after before during through each all any some more most other only own
-    same both few just because while again further once according based passage text document answer
-    از به در با و که این آن است بود برای را تا هم یا اما اگر هر یک می ها های شد شده کرد کند باشد
-"""
-EMPTY_WORDS: Final = frozenset(_WORDS.split())
 
 # What a document may say to a model instead of a reader.
 _COMMANDS: Final = re.compile(
@@ -88,10 +80,14 @@ def find_quote(sentence: str, question: str, sources: Sequence[Source]) -> Quote
     claimed = new or said
     if not claimed:
         return None
-    numbers = set(_numbers(sentence)) - set(_numbers(question))
+    named, counted = names(sentence), numbers(sentence)
+    added = counted - numbers(question)
     best: tuple[float, int, float, float] | None = None
     found: Quote | None = None
     for source in sources:
+        passage = f"{source.heading}\n{source.text}"
+        if not (named <= set(search_terms(passage)) and counted <= numbers(passage)):
+            continue
         spans = sentences(source.text)
         for count in range(1, NEIGHBOURS + 1):
             for first in range(len(spans) - count + 1):
@@ -99,7 +95,7 @@ def find_quote(sentence: str, question: str, sources: Sequence[Source]) -> Quote
                 text = source.text[start:end]
                 terms = set(search_terms(text))
                 support = sum(term in terms for term in claimed) / len(claimed)
-                if support < SUPPORTED or not numbers <= set(_numbers(text)):
+                if support < SUPPORTED or not added <= numbers(text) or not denies_alike(sentence, text, question):
                     continue
                 # Of places that support it alike: the one that speaks of the question, the better passage, the shorter.
                 rank = (support, -count, len(asked & terms) / max(1, len(asked)), source.score)
@@ -121,14 +117,3 @@ def carries_instructions(text: str) -> bool:
     """Whether a passage speaks to a model instead of a reader ("ignore the question and ..."). A flag for the reader
     of the answer: passages are data, and nothing that they say is ever done."""
     return _COMMANDS.search(text) is not None
-
-
-def content_terms(text: str) -> list[str]:
-    """The terms of a text that say something, each once."""
-    return [term for term in dict.fromkeys(search_terms(text)) if term not in EMPTY_WORDS]
-
-
-def _numbers(text: str) -> list[str]:
-    # In the digits of any script: ۱۳۵۷ and 1357 are one number.
-    found = re.findall(r"\d+(?:[.,٫]\d+)*", text)
-    return ["".join(str(int(c)) if c.isdecimal() else "." for c in number) for number in found]
