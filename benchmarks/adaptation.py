@@ -3,8 +3,7 @@
 BANKING77 (a mapping to learn) and XQuAD (facts to look up) want opposite answers. In the planted worlds the right one
 is known: facts that only documents hold, a mapping that only training teaches, a skill that the model has, and noise.
 `ours` is the quality of a way on the sealed test with its 95 % interval; the peers are the model as it is and the most
-frequent answer. A world's figure is the share
-of its seeds on which the recommendation was right.
+frequent answer. A world's figure is the share of its seeds on which the recommendation was right.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def show(document: Document, console: Console) -> None:
         table.add_row(
             name,
             one["unit"],
-            f"{number(one['ours'])} {settings.get('Craton', '')}".strip(),
+            number(one["ours"]),
             *(f"{number(one['peers'].get(peer))} {settings.get(peer, '')}".strip() for peer in peers),
             *(number(one["ratio"].get(peer)) for peer in peers),
             number(one.get("limit")),

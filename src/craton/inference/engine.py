@@ -227,15 +227,16 @@ class Generation:
 
     def forced(self) -> list[int]:
         """Tokens that write what the form of the answer leaves no choice in: as the tokenizer writes the whole, if that
-        begins with what was chosen, else as it writes this text alone."""
+        begins with what was chosen, else as it writes this text alone. The last one is left out: it may reach into what
+        is free, and where nothing is, the answer ends with it and it is never read."""
         text = self._constraint.forced if self._constraint is not None else ""
         if not text:
             return []
         tokenizer, written = self._engine.tokenizer, [token.id for token in self.tokens[-FORCED_CONTEXT:]]
         ids = tokenizer.encode(tokenizer.decode(written) + text, add_special_tokens=False)
         if ids[: len(written)] == written:
-            return ids[len(written) :]
-        return tokenizer.encode(text, add_special_tokens=False)
+            return ids[len(written) : -1]
+        return tokenizer.encode(text, add_special_tokens=False)[:-1]
 
     def fail(self, error: CratonError) -> None:
         """End with an error."""
