@@ -91,7 +91,7 @@ def real(folder: Path, name: str, write: Callable[[Path], Path], minutes: float)
                 one.value,
                 {peer: value for peer, value in peers.items() if value and peer != m.label},
                 metric if title == name else "exact match",
-                settings={"Craton": f"({one.low:.3f} to {one.high:.3f}{chosen})"},
+                settings={"Craton": f"{one.low:.3f} to {one.high:.3f}{chosen}"},
             )
     return cases
 

@@ -167,7 +167,8 @@ def _our_cell(one: Case) -> str:
     # Beside peers a row says enough; where there are none, the limit is what it is compared with.
     alone = "of_limit" in one and not one["peers"]
     limit = f"({one['of_limit']:.0%} of {number(one['limit'])})" if alone else ""
-    return " ".join(filter(None, (number(one["ours"]), one.get("settings", {}).get("Craton"), limit)))
+    setting = one.get("settings", {}).get("Craton")
+    return " ".join(filter(None, (number(one["ours"]), f"({setting})" if setting else "", limit)))
 
 
 def _peer_cell(one: Case, peer: str) -> str:
