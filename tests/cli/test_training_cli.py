@@ -121,7 +121,10 @@ def test_a_recipe_is_overruled_by_flags_and_its_typos_are_named(home, corpus, tm
 
 @pytest.mark.parametrize(
     "words",
-    [["--experts", "4", "--size", "0.4m"], ["--objective", "masked-token", "--size", "0.3m"]],
+    [
+        ["--experts", "4", "--size", "0.4m"],
+        pytest.param(["--objective", "masked-token", "--size", "0.3m"], marks=pytest.mark.slow),
+    ],
     ids=["experts", "masked"],
 )
 def test_other_models_are_pretrained_and_open(home, corpus, words):
@@ -163,9 +166,17 @@ TASKS = [
     ("orpo", "qlora", PREFERENCES),
     ("kto", "lora", BINARY),
 ]
+# Each starts the program anew, which takes seconds; the objectives themselves have tests of their own.
+FAST_TASKS = [("sft", "lora"), ("classify", "lora"), ("embed", "lora"), ("dpo", "full")]
 
 
-@pytest.mark.parametrize(("task", "method", "rows"), TASKS, ids=[f"{t}-{m}" for t, m, _ in TASKS])
+@pytest.mark.parametrize(
+    ("task", "method", "rows"),
+    [
+        pytest.param(*one, id=f"{one[0]}-{one[1]}", marks=() if one[:2] in FAST_TASKS else pytest.mark.slow)
+        for one in TASKS
+    ],
+)
 def test_finetune_publishes_what_was_learnt(home, base, tmp_path, task, method, rows):
     data = lines(tmp_path / "data.jsonl", *rows)
     words = ["--task", task, "--method", method, "--steps", "2", "--batch", "4", "--threads", "1", "--name", "made"]
@@ -196,6 +207,7 @@ def test_what_was_learnt_is_said(home, base, tmp_path):
     assert ask(home, "talker") == "sat on the mat"
 
 
+@pytest.mark.slow
 def test_an_adapter_talks_as_the_model_that_it_is_merged_into(home, base, tmp_path):
     data = lines(tmp_path / "chats.jsonl", *CHATS * 4)
     words = ["--steps", "20", "--batch", "8", "--learning-rate", "1e-2", "--threads", "1", "--dtype", "float32"]
@@ -223,7 +235,9 @@ def wait_for_metrics(home: Path, name: str, rows: int) -> Path:
     raise AssertionError("no metrics appeared")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL], ids=["ctrl-c", "kill"]
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(home, base, tmp_path, number):
     data = lines(tmp_path / "data.jsonl", *[{"text": f"{i} {TEXT}"} for i in range(40)])
     words = ["finetune", base, data, "--method", "full", "--steps", "60", "--batch", "8", "--threads", "1"]
@@ -266,10 +280,10 @@ def test_a_run_is_not_resumed_on_other_data(home, base, tmp_path):
     [
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "wizard", "content": "b"}]}\n', ":1", "wizard"),
         (b'{"text": "fine"}\n{"prompt": "a", "completion": "b"}\n', ":2", "mixed"),
-        (b'{"txt": "a"}\n', ":1", "text"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', ":2", "UTF-8"),
-        (b"", "data.jsonl", "empty|no records"),
-        (b'{"text": "a"}\n{"text": \n', ":2", "JSON"),
+        pytest.param(b'{"txt": "a"}\n', ":1", "text", marks=pytest.mark.slow),
+        pytest.param(b'{"text": "a"}\n{"text": "\xff"}\n', ":2", "UTF-8", marks=pytest.mark.slow),
+        pytest.param(b"", "data.jsonl", "empty|no records", marks=pytest.mark.slow),
+        pytest.param(b'{"text": "a"}\n{"text": \n', ":2", "JSON", marks=pytest.mark.slow),
         (b'{"messages": [{"role": "user", "content": "only a question"}]}\n', ":1", "nothing|no trained|train"),
     ],
     ids=["role", "mixed", "key", "utf-8", "empty", "json", "untrained"],
@@ -284,7 +298,13 @@ def test_bad_data_is_refused_with_its_line_and_leaves_no_run(home, base, tmp_pat
     assert craton(home, "runs", "--json").stdout == before
 
 
-@pytest.mark.parametrize(("policy", "said"), [("drop", "dropped"), ("truncate", "truncated"), ("split", "split")])
+MORE_POLICIES = [
+    pytest.param(policy, said, marks=pytest.mark.slow)
+    for policy, said in (("truncate", "truncated"), ("split", "split"))
+]
+
+
+@pytest.mark.parametrize(("policy", "said"), [("drop", "dropped"), *MORE_POLICIES])
 def test_samples_longer_than_the_context_are_counted_by_policy(home, base, tmp_path, policy, said):
     data = lines(tmp_path / "data.jsonl", {"text": TEXT}, {"text": TEXT * 30}, {"text": TEXT}, {"text": TEXT})
     words = ["--overlong", policy, "--steps", "1", "--batch", "2", "--threads", "1", "--name", "long", "--dry-run"]
