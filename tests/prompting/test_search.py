@@ -51,13 +51,15 @@ def test_the_default_wins_ties():
 
 
 @pytest.mark.parametrize("budget", range(10, 1500, 70))
-def test_a_token_budget_is_kept_and_the_default_is_answered_before_all_others(budget):
+def test_a_token_budget_is_kept_and_no_other_sees_more_than_the_default(budget):
     found = successive_halving([0.1, 0.9, 0.5], Coin, ITEMS, "accuracy", budget=Budget(tokens=budget))
     assert found.tokens <= budget + 10
     assert found.stopped == "tokens" or found.tokens < budget
     [default] = [trial for trial in found.trials if trial.candidate == 0.1]
-    assert len(default.rows) == 64 or found.trials == [default]
-    assert all(trial.rows for trial in found.trials)
+    assert all(1 <= len(trial.rows) <= len(default.rows) for trial in found.trials)
+    if budget > 3 * 160 + 10:  # all three have had their first look, whatever the default is worth
+        assert len(found.trials) == 3
+        assert found.best.candidate == 0.9
 
 
 def test_what_was_spent_before_the_search_counts():
@@ -65,7 +67,7 @@ def test_what_was_spent_before_the_search_counts():
     budget.spend(50)
     found = successive_halving([0.1, 0.9], Coin, ITEMS, "accuracy", budget=budget)
     assert (found.tokens, found.stopped) == (700, "tokens")
-    assert len(found.trials[-1].rows) == 1
+    assert sum(len(trial.rows) for trial in found.trials) == 65
 
 
 def test_the_clock_begins_with_the_budget():
@@ -91,7 +93,7 @@ class Script:
 def test_a_search_that_was_ended_compares_on_the_same_items():
     # On the first look of 32 items the other one is better, on all of them the default.
     default, other = [False] * 24 + [True] * 40, [True, False] * 32
-    for budget, best in ((640 + 320, "other"), (640 + 640, "default"), (640 + 50, "default")):
+    for budget, best in ((640, "other"), (640 + 320, "other"), (1280, "default"), (320 + 50, "default")):
         found = successive_halving(
             ["default", "other"],
             lambda name: Script(default if name == "default" else other),

@@ -1,7 +1,7 @@
 """The best of some candidates by a development split: successive halving under a budget (Jamieson and Talwalkar 2016).
 
-The default answers all items. All others answer a few; the better half goes on to twice as many; the last ones answer
-all. What an item was answered earlier is kept, so it all costs little more than two full evaluations and a few looks.
+All candidates answer a few items; the better half goes on to twice as many; the last ones answer all. What an item was
+answered earlier is kept, so the whole costs little more than two full evaluations and a few looks.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def successive_halving(
     seed: int = 0,
     on_progress: Callable[[str], None] = lambda doing: None,
 ) -> Search[T]:
-    """Find the candidate that answers `items` best. The first candidate is the default: it wins ties, and it answers
-    all items before any other is asked, so that whatever ends the search, the others can be compared with it. A budget
-    ends the search at the first answer that reaches it; one that the default alone uses up tries nothing else.
+    """Find the candidate that answers `items` best. The first candidate is the default: it wins ties, is never dropped,
+    and answers before the others in each round, so that whatever ends the search, they are compared with it on the same
+    items. A budget ends the search at the first answer that reaches it.
 
     Raises DataError if there are no items to choose by.
     """
@@ -127,18 +127,16 @@ def successive_halving(
             budget.spend(trial.answerer.spent - before)
         return None
 
-    stopped = ask(default, len(order))
-    alive = list(trials)
+    alive, stopped = list(trials), None
     for number, size in enumerate(sizes):
-        if stopped is not None:
-            break
         if number:
             keep = max(1, len(alive) // 2) if number < len(sizes) - 1 else min(2, len(alive))
             # Sorting is stable: of equally good candidates, the earlier and so the plainer one stays.
             alive = sorted(alive, key=lambda trial: -trial.score_of(sizes[number - 1]))[:keep]
-        for trial in alive:
-            if trial is not default and (stopped := ask(trial, size)) is not None:
-                break
+            alive = [default, *(trial for trial in alive if trial is not default)]
+        stopped = next((limit for trial in alive if (limit := ask(trial, size)) is not None), None)
+        if stopped is not None:
+            break
     # Of the others, only those that saw as much as the most seen can win, and by the items that the default answered
     # too: a lucky first look is no measurement.
     most = max((len(trial.rows) for trial in others), default=0)
