@@ -64,7 +64,7 @@ for verb, group, line in (
     ("convert", SHRINKING, "Give a model a longer context, sliding windows or experts."),
     ("serve", SERVING, "Serve models over HTTP, for OpenAI's and Anthropic's clients."),
     ("bench", SERVING, "Measure servers under load."),
-    ("runs", TRAINING, "List runs; show, compare, resume or remove them."),
+    ("runs", TRAINING, "List runs; show, compare, resume, apply or remove them."),
 ):
     module = {"list": "list_models", "rm": "remove", "eval": "evaluate"}.get(verb, verb).replace("-", "_")
     app.command(f"craton.cli.{module}:{module}", name=verb, help=line, group=group)
