@@ -103,6 +103,7 @@ def test_a_dry_run_says_what_it_would_take_and_keeps_nothing(home, corpus):
     assert craton(home, "runs", "--json").stdout == before
 
 
+@pytest.mark.slow
 def test_a_recipe_is_overruled_by_flags_and_its_typos_are_named(home, corpus, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('size = "0.2m"\nvocab = "340"\ncontext = 32\n[training]\nlearning_rat = 1e-3\n', encoding="utf-8")
@@ -134,6 +135,7 @@ def test_other_models_are_pretrained_and_open(home, corpus, words):
     assert Checkpoint.open(told["path"]).load(torch.float32) is not None
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_from_prepared_shards(home, corpus, base, tmp_path):
     craton(home, "data", "prepare", corpus, "--tokenizer", base, "--out", tmp_path / "shards")
     words = ["--model", base, "--tokenizer", base, "--context", "32", "--steps", "3", "--threads", "1", "--json"]
@@ -199,6 +201,7 @@ def ask(home: Path, model: str) -> str:
     return str(json.loads(done.stdout)["choices"][0]["text"])
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_said(home, base, tmp_path):
     data = lines(tmp_path / "chats.jsonl", *CHATS * 4)
     words = ["--method", "full", "--steps", "60", "--batch", "8", "--learning-rate", "1e-2", "--threads", "1", "--json"]
@@ -262,6 +265,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(home, base, tmp_path, number)
     assert "done" in again.stderr or "finished" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_other_data(home, base, tmp_path):
     data = lines(tmp_path / "data.jsonl", *[{"text": f"{i} {TEXT}"} for i in range(20)])
     process = start(home, "finetune", base, data, "--steps", "400", "--batch", "4", "--threads", "1", "--name", "moved")
@@ -312,12 +316,14 @@ def test_samples_longer_than_the_context_are_counted_by_policy(home, base, tmp_p
     assert re.search(rf"1 {said}", " ".join(done.stderr.split()))
 
 
+@pytest.mark.slow
 def test_when_nothing_is_left_to_train_on_the_remedy_is_said(home, base, tmp_path):
     data = lines(tmp_path / "data.jsonl", {"text": TEXT * 30})
     done = craton(home, "finetune", base, data, "--holdout", "0", status=2)
     assert "--overlong" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_label_that_training_did_not_see_is_named(home, base, tmp_path):
     data = lines(tmp_path / "train.jsonl", *LABELLED)
     test = lines(tmp_path / "test.jsonl", {"text": "a bird", "label": "bird"})
